@@ -146,9 +146,14 @@ class ImageConfig:
         if self.weights == "imagenet" and self.encoder == "small":
             raise InputError("image.weights is 'imagenet', but the encoder 'small' has no such weights; use 'none'")
 
+    @property
+    def input_px(self) -> int:
+        """Side of the square input."""
+        return self.size_px or IMAGE_SIZES_PX[self.encoder]
+
     def resolved(self) -> ImageConfig:
         """Return this config with the input size filled in."""
-        return _filled(self, {"size_px": IMAGE_SIZES_PX[self.encoder]})
+        return _filled(self, {"size_px": self.input_px})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +273,7 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build a config from nested values; missing fields take their defaults, unknown ones raise."""
-        return cls().with_overrides(_flatten(values))
+        return cls().with_overrides(flatten(values))
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
         """Return a copy with dotted fields replaced, for example `{"optim.lr": 3e-4}`.
@@ -297,7 +302,7 @@ class RunConfig:
 
     def flat(self) -> dict[str, Any]:
         """Return resolved dotted fields, without those that do not apply: what is logged and compared."""
-        return {path: value for path, value in _flatten(self.resolved().to_dict()).items() if value is not None}
+        return {path: value for path, value in flatten(self.resolved().to_dict()).items() if value is not None}
 
     def fingerprint(self) -> str:
         """Return 12 hexadecimal digits of a hash over every field that changes results."""
@@ -305,16 +310,47 @@ class RunConfig:
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """How a search is run: its size, its stopping rule and what each trial may use."""
+
+    trials: int = 16
+    """Configurations to try, >= 1."""
+    search_seed: int = 0
+    """Seed of the searcher. With several trials at a time their order of completion matters too."""
+    min_passes: int = 3
+    """Passes every trial gets before it can be stopped, >= 1."""
+    keep_one_in: int = 3
+    """At each rung the best 1/keep_one_in of the trials go on, >= 2."""
+    max_concurrent: int | None = None
+    """Trials at a time; by default as many as the cluster's CPUs and GPUs hold."""
+    workers_per_trial: int = 1
+    """Ray Train workers of each trial."""
+    cpus_per_trial: float = 1.0
+    """CPUs of each worker."""
+    gpus_per_trial: float | None = None
+    """GPUs of each worker, fractions allowed; by default 1 where the cluster has GPUs, else 0."""
+    max_failures: int = 2
+    """Times a failed trial is started again from its checkpoint."""
+
+    def __post_init__(self) -> None:
+        floors = {"trials": 1, "min_passes": 1, "keep_one_in": 2, "workers_per_trial": 1, "max_failures": 0}
+        for name, floor in floors.items():
+            _require(getattr(self, name) >= floor, name, getattr(self, name), f"at least {floor}")
+        _require((self.max_concurrent or 1) >= 1, "max_concurrent", self.max_concurrent, "at least 1")
+
+
 def _filled(config: Any, defaults: Mapping[str, Any]) -> Any:
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted names: `{"optim": {"lr": 1}}` becomes `{"optim.lr": 1}`."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
     return flat

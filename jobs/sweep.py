@@ -1,0 +1,52 @@
+"""Search encoders, embedding size, loss and optimiser with Ray Tune and Optuna.
+
+    ray job submit -- python jobs/sweep.py      # all defaults: simulated data, the demo space, minutes on 2 cores
+    python jobs/sweep.py --dataset NAME --space search_spaces/palazzo.py --trials 64 --name NAME
+
+The same command again resumes an interrupted sweep, and shows the table of a finished one.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from eegvision.cli import print_line, run_job
+from eegvision.config import RunConfig, SweepConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Search encoders, embedding size, loss and optimiser; the same command again resumes."""
+
+    name: str | None = None
+    """Name of the sweep; by default SPACE-DATASET."""
+    space: Path = ROOT / "search_spaces" / "demo.py"
+    """Search space: a Python file with `space(trial)`."""
+    sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+
+
+def base_of(options: Options) -> dict[str, object]:
+    """Return the settings the search space fixes; flags and the configuration file go over them."""
+    from eegvision.space import load_space
+
+    return load_space(options.space).base
+
+
+def main(options: Options) -> None:
+    """Run or resume the sweep."""
+    from eegvision import study
+    from eegvision.space import load_space
+
+    name = options.name or f"{options.space.stem}-{Path(options.run.data.dataset).name}"
+    study.ensure_demo(options.run.data.dataset, print_line)
+    study.run_study(options.run, options.sweep, name=name, space=load_space(options.space), say=print_line)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job(Options, main, defaults=base_of))

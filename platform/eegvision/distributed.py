@@ -1,0 +1,176 @@
+"""Ray around `train.fit`: join or start a cluster, then run the one loop in this process or on several workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import eegvision
+import ray
+from eegvision import stream, train
+from eegvision.config import RunConfig
+from eegvision.encoders.joint import build_joint
+from eegvision.vocab import InputError
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where one training runs: how many workers, and what each of them holds of a node."""
+
+    workers: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.cpus < 0 or self.gpus < 0:
+            raise InputError(f"a training needs at least one worker and no negative resource; got {self}")
+        if self.workers > 1 and 0 < self.gpus < 1:
+            raise InputError(
+                f"{self.workers} workers with {self.gpus} GPU each would share one GPU, which its collectives refuse; "
+                "give each worker a whole GPU or use one worker"
+            )
+
+
+def connect() -> None:
+    """Join the cluster a submitted job runs in, or start a private one on this machine.
+
+    `RAY_ADDRESS` is set inside a submitted job (and by users who mean it). Without it Ray would join any cluster
+    that happens to run on the host, possibly somebody else's, so a private one is asked for by name.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet: dict[str, Any] = {
+        "logging_level": "WARNING",
+        "log_to_driver": os.environ.get("EEGVISION_WORKER_LOGS") == "1",
+    }
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, runtime_env=_shipped_code(), **quiet)
+    else:
+        # Ray turns its token on by itself here and says so at length. Setting RAY_AUTH_MODE instead would come too
+        # late: the value it had when ray was imported is cached in its C++ part.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel("ERROR")
+        mask = os.umask(0o077)  # Ray writes its token file readable for everybody
+        ray.init(address="local", include_dashboard=False, **quiet)
+        os.umask(mask)
+
+
+def _shipped_code() -> dict[str, Any] | None:
+    """Ship the package with `ray job submit --working-dir .`, so that workers run the driver's code, not the image's.
+
+    Such a job runs from a copy of the repository that Ray unpacked; there the package lies in `platform/`, which is
+    not on a worker's path by itself.
+    """
+    package = Path(eegvision.__file__).parent
+    return {"py_modules": [str(package)]} if "runtime_resources" in package.parts else None
+
+
+def cluster_size() -> tuple[float, float]:
+    """Return the cluster's CPUs and GPUs."""
+    total = ray.cluster_resources()
+    return total.get("CPU", 0.0), total.get("GPU", 0.0)
+
+
+def fit_here(config: RunConfig, folder: Path, report: Report, *, cpus: float = 1.0) -> train.FitResult:
+    """Train one configuration in this process, on its GPU where it was given one."""
+    torch.set_num_threads(max(1, int(cpus)))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _fit(config, folder, report, rank=0, world=1, device=device)
+
+
+def fit_on_workers(config: RunConfig, folder: Path, placement: Placement) -> None:
+    """Train one configuration on several Ray Train workers with one global batch, inside a trial of Ray Tune.
+
+    The workers' reports reach Tune; results are in `folder`, as for one process.
+
+    Raises:
+        InputError: the batch cannot be cut into equal shares.
+    """
+    from ray.train import RunConfig as TrainRunConfig
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    if config.train.batch_size % placement.workers:
+        raise InputError(
+            f"train.batch_size {config.train.batch_size} cannot be shared equally by {placement.workers} workers; "
+            f"use a multiple of {placement.workers}"
+        )
+    resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
+    scaling: Any = ScalingConfig(
+        num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=resources
+    )
+    callbacks: list[Any] = [TuneReportCallback()]
+    run: Any = TrainRunConfig(name="workers", storage_path=str(folder), callbacks=callbacks)
+    settings = {"config": config.to_dict(), "folder": str(folder), "cpus": placement.cpus}
+    TorchTrainer(_worker, train_loop_config=settings, scaling_config=scaling, run_config=run).fit()
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    import ray.train
+    from ray.train.torch import get_device
+
+    torch.set_num_threads(max(1, int(settings["cpus"])))
+    context = ray.train.get_context()
+    _fit(
+        RunConfig.from_dict(settings["config"]),
+        Path(settings["folder"]),
+        ray.train.report,
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        device=get_device(),
+    )
+
+
+def batches(
+    config: RunConfig, store: stream.Store, *, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
+) -> tuple[stream.Batches, stream.Batches]:
+    """Return the training and validation batches of one worker.
+
+    Raises:
+        InputError: batch, workers and data do not fit each other.
+    """
+    train_batches, val_batches = (
+        stream.Batches(
+            store,
+            side,
+            config=config.data,
+            size_px=config.image.input_px,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            rank=rank,
+            world=world,
+            device=device,
+            training=side == "train",
+        )
+        for side in ("train", "val")
+    )
+    return train_batches, val_batches
+
+
+def _fit(
+    config: RunConfig, folder: Path, report: Report, *, rank: int, world: int, device: torch.device
+) -> train.FitResult:
+    """Load the data, build the model from the seed and hand both to the loop."""
+    store = stream.load_store(config.data, config.image.input_px)
+    train_batches, val_batches = batches(config, store, rank=rank, world=world, device=device)
+    torch.manual_seed(config.seed)
+    manifest = store.manifest
+    model = build_joint(config, manifest.n_chans, manifest.n_times, manifest.sfreq_hz)
+    return train.fit(
+        config,
+        model,
+        train_batches,
+        val_batches,
+        device=device,
+        folder=folder,
+        report=lambda done: report({"pass": done.number, "objective": done.objective, **done.metrics}),
+    )

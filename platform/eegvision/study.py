@@ -1,0 +1,219 @@
+"""A study from data set to results: checks, the sweep, and what is left behind to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eegvision import checkpoint, distributed, report, runs, stream, sweep
+from eegvision.config import RunConfig, SweepConfig, flatten
+from eegvision.ingest import pictures, shards, simulate
+from eegvision.ingest.pieces import among, read_eeg
+from eegvision.ingest.shards import Manifest
+from eegvision.space import Space, check_space
+from eegvision.stream import Store
+from eegvision.sweep import TrialRow
+from eegvision.tracking import Tracker, code_version, environment, tracking_uri
+
+Say = Callable[[str], None]
+
+DEMO = "demo"
+
+# Differences in these do not make it another sweep: they say how fast it runs, not what it finds.
+_FREE_TO_CHANGE = {"max_concurrent", "workers_per_trial", "cpus_per_trial", "gpus_per_trial", "max_failures"}
+# Trials that get figures of their own; every trial has its metrics and configuration.
+_N_DRAWN = 5
+
+
+def ensure_demo(dataset: str, say: Say) -> None:
+    """Simulate the demo data set if it is asked for and absent."""
+    root = runs.named_folder("datasets", DEMO)
+    if dataset == DEMO and not root.exists():
+        say(f"simulating the data set {DEMO!r} in {root} ...")
+        shards.write_recording(root, simulate.simulate(simulate.PRESETS[DEMO], name=DEMO))
+
+
+def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space | None, say: Say) -> list[TrialRow]:
+    """Run, resume or show the sweep `name`, and return its trials, best first.
+
+    Leaves in the run's folder: the trials' checkpoints, `table.txt`, `trials.csv`, figures and the data set's card;
+    the same and every metric go to MLflow. A finished sweep is only shown (and returned as no trials).
+
+    Raises:
+        InputError: data, space or settings cannot be used. Checked before anything is started.
+        RunInUseError: the name belongs to another sweep, or another process is running this one.
+    """
+    root = shards.dataset_root(base.data.dataset)
+    manifest = shards.read_manifest(root)
+    if space is not None:
+        check_space(space, base)
+    shards.verify(root, manifest)
+    folder = runs.named_folder("runs", name)
+    identity = _identity(base, settings, space, manifest)
+    with runs.sole_owner(folder):
+        runs.check_claim(folder, identity)
+        if (folder / "table.txt").exists():
+            say(f"{name!r} is finished; to run it anew give it another --name, or remove {folder}\n")
+            say((folder / "table.txt").read_text())
+            _say_where(folder, say)
+            return []
+        say(f"{name}: {f'{settings.trials} trials of {space.path.name}' if space else 'one configuration'}")
+        say(f"data set {manifest.name}: {_describe(manifest)}")
+        distributed.connect()
+        sweep.placement_of(settings)  # refuses what the cluster will never have
+        store = stream.load_store(base.data, base.image.input_px)
+        distributed.batches(base, store)  # refuses a batch the data cannot fill
+        chance = chance_levels(store)
+        say(_describe_split(store, base, chance))
+        for note in store.split.notes:
+            say(f"note: {note}")
+        runs.claim(folder, identity)
+        with Tracker(folder / "spool", experiment=name) as tracker:
+            tracker.start(name, name=name, params=identity, tags=_tags(base, manifest, "sweep" if space else "train"))
+            watching = sweep.Watching(base, settings, folder, tracker, chance.get(base.train.metric), say)
+            rows = sweep.run_sweep(base, settings, space, watching)
+            table = _publish(rows, base, store, chance, folder, tracker)
+            tracker.finish(name, "FINISHED")
+            say(f"\n{table}")
+        runs.write_whole(folder / "best.json", json.dumps({"trial": rows[0].trial_id, "number": rows[0].number}))
+        runs.write_whole(folder / "table.txt", table)  # last: it marks the sweep as finished
+        _say_where(folder, say)
+    return rows
+
+
+def chance_levels(store: Store) -> dict[str, float]:
+    """Return what guessing scores on the validation side: k of M pictures, and the share of the right class.
+
+    top-k: k / M        class: mean over segments of (pictures of the segment's class) / M
+    """
+    rows = store.split.rows["val"]
+    gallery_M = np.unique(store.image_N[rows])
+    levels = {f"val/top{k}": min(1.0, k / len(gallery_M)) for k in (1, 5)}
+    label_Q = store.label_N[rows]
+    if (label_Q >= 0).any():
+        per_class = np.bincount(store.label_M[gallery_M][store.label_M[gallery_M] >= 0], minlength=label_Q.max() + 1)
+        levels["val/class_top1"] = float(per_class[label_Q[label_Q >= 0]].mean() / len(gallery_M))
+    return levels
+
+
+def _identity(base: RunConfig, settings: SweepConfig, space: Space | None, manifest: Manifest) -> dict[str, Any]:
+    """Say what a sweep is, so that another one under the same name is noticed, with the differences by name."""
+    search = {name: value for name, value in vars(settings).items() if name not in _FREE_TO_CHANGE}
+    return {
+        **{path: value for path, value in flatten(base.to_dict()).items() if path != "data.residency"},
+        **search,
+        "space": space.path.name if space else None,
+        "space.sha256": space.sha256[:12] if space else None,
+        "dataset.fingerprint": manifest.fingerprint,
+    }
+
+
+def _describe(manifest: Manifest) -> str:
+    return (
+        f"{manifest.n_segments} segments ({manifest.n_chans} channels x {manifest.n_times} samples, "
+        f"{manifest.sfreq_hz:g} Hz), {len(manifest.subjects)} subjects, {manifest.n_images} pictures of "
+        f"{len(manifest.classes)} classes"
+    )
+
+
+def _describe_split(store: Store, base: RunConfig, chance: dict[str, float]) -> str:
+    counts = ", ".join(
+        f"{side} {len(rows)} segments of {len(np.unique(store.image_N[rows]))} pictures"
+        for side, rows in store.split.rows.items()
+    )
+    return f"split {base.data.split}: {counts} (not opened); chance for val/top1 {chance['val/top1']:.3f}"
+
+
+def _tags(base: RunConfig, manifest: Manifest, kind: str) -> dict[str, str]:
+    return {
+        "eegvision.kind": kind,
+        "eegvision.dataset": manifest.fingerprint,
+        "eegvision.config": base.fingerprint(),
+        "eegvision.code": code_version(),
+        "eegvision.selection": f"best pass by {base.train.metric}",
+        "eegvision.split": base.data.split,
+    }
+
+
+def _publish(
+    rows: list[TrialRow], base: RunConfig, store: Store, chance: dict[str, float], folder: Path, tracker: Tracker
+) -> str:
+    """Leave table, figures and cards in the run's folder, attach them to the tracked runs and return the table."""
+    name, metric, best = folder.name, base.train.metric, rows[0]
+    for place, row in enumerate(rows):
+        tracker.text(_key(folder, row), json.dumps(row.config.to_dict(), indent=2), "config.json")
+        if place < _N_DRAWN and row.metrics:
+            _draw_trial(row, store, chance, metric)
+            tracker.artifact(_key(folder, row), row.folder / "figures", "figures")
+    tracker.artifact(_key(folder, best), _newest(best.folder / "best"), "checkpoint")
+
+    report.sweep_curves(rows, folder / "figures" / "sweep", chance=chance, metric=metric)
+    report.retrieval_examples(
+        store.manifest,
+        _predictions(best),
+        folder / "figures" / "examples",
+        picture=_picture_reader(base),
+        segment=_segment_reader(store, base),
+        chance=chance,
+    )
+    segments_in: dict[str, int] = {side: len(rows_N) for side, rows_N in store.split.rows.items()}
+    card = report.dataset_card(store.manifest, segments_in=segments_in, notes=store.split.notes)
+    (folder / "dataset.md").write_text(card)
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
+    report.write_csv(rows, folder / "trials.csv", chance=chance)
+    table = report.sweep_table(
+        rows, metric=metric, chance=chance, n_segments=segments_in["val"], n_images=round(1 / chance["val/top1"])
+    )
+    for file in ("dataset.md", "environment.json", "trials.csv"):
+        tracker.artifact(name, folder / file)
+    tracker.artifact(name, folder / "figures", "figures")
+    tracker.artifact(name, best.folder / "figures", "best trial")
+    tracker.note(name, f"```\n{table}\n```")
+    tracker.metrics(name, {f"best {key}": value for key, value in best.metrics.items() if key.startswith("val/")}, 0)
+    return table
+
+
+def _draw_trial(row: TrialRow, store: Store, chance: dict[str, float], metric: str) -> None:
+    figures, predictions = row.folder / "figures", _predictions(row)
+    report.learning_curves(row.history, figures / "learning", chance=chance, metric=metric)
+    if "val/class_top1" in chance:
+        retrieved_Q = predictions["top_label_QK"][:, 0]
+        classes, level = store.manifest.classes, chance["val/class_top1"]
+        report.confusion(predictions["label_Q"], retrieved_Q, classes, figures / "confusion", chance=level)
+
+
+def _key(folder: Path, row: TrialRow) -> str:
+    return f"{folder.name}/{row.trial_id}"
+
+
+def _newest(root: Path) -> Path:
+    path = checkpoint.latest(root)
+    assert path is not None, f"{root} holds no checkpoint of a trial that has metrics"
+    return path
+
+
+def _predictions(row: TrialRow) -> dict[str, np.ndarray]:
+    with np.load(_newest(row.folder / "best") / "predictions.npz") as arrays:
+        return dict(arrays)
+
+
+def _picture_reader(base: RunConfig) -> Callable[[str], np.ndarray]:
+    root = shards.dataset_root(base.data.dataset)
+    images = shards.read_images(root, shards.read_manifest(root), columns=["image_id", "encoded"])
+    encoded = dict(zip(images["image_id"].to_pylist(), images["encoded"], strict=True))
+    return lambda image_id: pictures.decode(encoded[image_id].as_py(), image_id)
+
+
+def _segment_reader(store: Store, base: RunConfig) -> Callable[[int], np.ndarray]:
+    return lambda row: read_eeg(among(store.pieces, np.array([row])), base.data.normalise)["eeg"][0]
+
+
+def _say_where(folder: Path, say: Say) -> None:
+    best = folder / "trials" / json.loads((folder / "best.json").read_text())["trial"]
+    say(f"\nfigures and tables  {folder}")
+    say(f"best model          {checkpoint.latest(best / 'best')}")
+    say(f"MLflow              {'make ui' if tracking_uri().startswith('sqlite') else tracking_uri()}")

@@ -1,0 +1,52 @@
+"""What many tests share: a home of their own, one small data set, one local Ray for the whole session."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eegvision.ingest import shards, simulate
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Ray 2.60 warns of its own defaults when it makes a DataContext.
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
+
+
+@pytest.fixture(scope="session")
+def session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder as `EEGVISION_HOME`; set before Ray starts, so that its workers see it too."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("EEGVISION_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(session_home: Path) -> Path:
+    """The data set `tiny`: 160 simulated segments (16 channels x 88 samples) of 2 subjects, 40 images of 5 classes."""
+    root = session_home / "datasets" / "tiny"
+    shards.write_recording(root, simulate.simulate(simulate.PRESETS["tiny"], "tiny"), rows_per_shard=100)
+    return root
+
+
+@pytest.fixture(scope="session")
+def ray_local(session_home: Path) -> Iterator[Any]:
+    """A Ray of our own with two CPUs, never a cluster that happens to run here."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"EEGVISION_HOME": str(session_home)}},
+    )
+    yield ray
+    ray.shutdown()

@@ -1,0 +1,128 @@
+"""eegvision.ingest.pieces: rows are found where they lie, z-scores and squares by hand, damage is named."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from eegvision.ingest import pieces, shards
+from eegvision.ingest.pieces import Piece
+from eegvision.vocab import InputError
+
+
+def piece(*rows: int) -> Piece:
+    return Piece(path=Path("p"), group=0, place_n=np.arange(len(rows)), row_n=np.array(rows))
+
+
+def rows_of(found: list[Piece]) -> list[list[int]]:
+    return [one.row_n.tolist() for one in found]
+
+
+@pytest.fixture
+def copy(tiny_dataset, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_dataset, tmp_path / "copy"))
+
+
+def test_zscore_by_hand():
+    eeg_NCT = np.array([[[1.0, 3.0], [-5.0, 5.0]], [[7.0, 7.0], [0.0, 1.0]]])
+    np.testing.assert_array_equal(pieces.segment_zscore(eeg_NCT), [[[-1, 1], [-1, 1]], [[0, 0], [-1, 1]]])
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-6, 0.0), (1.0, -5000.0), (2e5, 1e4)])
+def test_zscore_ignores_unit_and_offset(scale, offset):
+    eeg_NCT = np.random.default_rng(0).standard_normal((3, 4, 50)).astype(np.float32)
+    z_NCT = pieces.segment_zscore((scale * eeg_NCT + offset).astype(np.float32))
+    assert z_NCT.dtype == np.float32
+    np.testing.assert_allclose(z_NCT, pieces.segment_zscore(eeg_NCT), atol=2e-3)
+    np.testing.assert_allclose(z_NCT.std(axis=-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.1, -1e-7, 3e8])
+def test_a_constant_channel_becomes_zero_not_noise(value):
+    eeg_NCT = np.full((1, 1, 441), value, dtype=np.float32)
+    assert (pieces.segment_zscore(eeg_NCT) == 0).all()
+
+
+def test_square_takes_the_middle_of_a_wide_and_of_a_tall_picture():
+    pixel_HW3 = np.zeros((2, 6, 3), dtype=np.uint8)
+    pixel_HW3[:, 2:4] = [10, 20, 30]
+    expected = np.broadcast_to(np.array([10, 20, 30])[:, None, None], (3, 2, 2))
+    np.testing.assert_array_equal(pieces.square(pixel_HW3, 2), expected)
+    np.testing.assert_array_equal(pieces.square(pixel_HW3.transpose(1, 0, 2), 2), expected)
+
+
+def test_square_averages_when_it_shrinks():
+    checkers_HW3 = np.repeat((np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None], 3, axis=2)
+    shrunk = pieces.square(checkers_HW3, 8)  # without antialiasing: all black or all white
+    assert shrunk.shape == (3, 8, 8)
+    assert np.abs(shrunk.astype(int) - 127).max() <= 2
+
+
+def test_among_and_cut_by_hand():
+    found = [piece(0, 1, 2), piece(3, 4), piece(5, 6, 7)]
+    chosen = pieces.among(found, np.array([1, 2, 6]))
+    assert rows_of(chosen) == [[1, 2], [6]]
+    assert [one.place_n.tolist() for one in chosen] == [[1, 2], [1]]
+    assert rows_of(pieces.cut(found, 2, 6)) == [[2], [3, 4], [5]]
+    assert rows_of(pieces.cut([found[2], found[0]], 1, 4)) == [[6, 7], [0]]
+    assert rows_of(pieces.cut(found, 3, 3)) == []
+
+
+@pytest.mark.parametrize(("table", "n_rows"), [("segments", 160), ("images", 40)])
+def test_pieces_hold_every_row_of_a_table_once(tiny_dataset, table, n_rows):
+    found = pieces.all_pieces(tiny_dataset, shards.read_manifest(tiny_dataset), table)
+    assert np.concatenate([one.row_n for one in found]).tolist() == list(range(n_rows))
+
+
+def test_eeg_is_read_from_its_place_over_shards_and_groups(tiny_dataset):
+    manifest = shards.read_manifest(tiny_dataset)
+    whole_NCT = np.stack(shards.read_segments(tiny_dataset, manifest, columns=["eeg"])["eeg"].to_numpy())
+    wanted = np.array([3, 63, 64, 99, 100, 159])  # shards of 100 rows, groups of 64: 64 + 36, 60
+    found = pieces.among(pieces.all_pieces(tiny_dataset, manifest, "segments"), wanted)
+    assert [one.place_n.tolist() for one in found] == [[3, 63], [0, 35], [0, 59]]
+    stored = pieces.read_eeg(found, "none")
+    assert stored["row"].tolist() == wanted.tolist()
+    np.testing.assert_array_equal(stored["eeg"].reshape(6, -1), whole_NCT.reshape(160, -1)[wanted])
+    z_NCT = pieces.read_eeg(found, "segment-zscore")["eeg"]
+    np.testing.assert_array_equal(z_NCT, pieces.segment_zscore(stored["eeg"]))
+
+
+def test_damaged_eeg_is_noticed_and_the_shard_named(copy):
+    found = pieces.all_pieces(copy, shards.read_manifest(copy), "segments")
+    path = found[0].path
+    column = pq.read_metadata(path).row_group(0).column(8)
+    with path.open("r+b") as file:
+        file.seek(column.data_page_offset + column.total_compressed_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, io.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(
+        InputError, match=r"part-00000\.parquet cannot be read .*(checksum|corrupt).*ingest the data again"
+    ):
+        pieces.read_eeg(found[:1], "none")
+
+
+def test_a_picture_cut_short_is_named(copy):
+    manifest = shards.read_manifest(copy)
+    path = copy / "images" / "part-00000.parquet"
+    table = pq.read_table(path)
+    encoded = table["encoded"].to_pylist()
+    encoded[7] = encoded[7][: len(encoded[7]) // 2]
+    number = table.schema.get_field_index("encoded")
+    pq.write_table(table.set_column(number, "encoded", pa.array(encoded)), path)
+    name = table["image_id"][7].as_py()
+    with pytest.raises(InputError, match=f"picture '{name}' cannot be decoded"):
+        pieces.read_images(pieces.all_pieces(copy, manifest, "images")[0], 8)
+
+
+def test_images_are_decoded_squares(tiny_dataset):
+    found = pieces.all_pieces(tiny_dataset, shards.read_manifest(tiny_dataset), "images")
+    rows = pieces.read_images(found[0], 35)
+    encoded = pq.read_table(found[0].path)["encoded"][4].as_py()
+    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB").resize((35, 35), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(rows["image"][4], expected.transpose(2, 0, 1))

@@ -1,0 +1,209 @@
+"""The jobs as a user runs them: submitted to a head, killed, repeated, refused; what they leave behind."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import generators
+from eegvision import checkpoint
+from eegvision.ingest import shards, simulate
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL = ["--train.batch-size", "32", "--image.size-px", "32", "--data.val-fraction", "0.25"]
+SPACE = '''
+"""Small models for tests."""
+BASE = {"train.max_passes": 6, "data.crops": "centre"}
+POINTS = [{"optim.lr": 1e-3, "eeg.encoder": "tsconv"}]
+
+def space(trial):
+    fixed = {"eeg.embed_dim": 16, "image.embed_dim": 16, "loss.name": "info_nce"}
+    trial.suggest_float("optim.lr", 1e-4, 1e-2, log=True)
+    if trial.suggest_categorical("eeg.encoder", ["tsconv", "palazzo-gru"]) == "palazzo-gru":
+        fixed |= {"eeg.channels": "mixed", "eeg.hidden": 16}
+    return fixed
+'''
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A home with the data set `tiny` and a small search space."""
+    home = tmp_path_factory.mktemp("home")
+    shards.write_recording(home / "datasets" / "tiny", simulate.simulate(simulate.PRESETS["tiny"], "tiny"))
+    (home / "space.py").write_text(SPACE)
+    return home
+
+
+def command(home: Path, *flags: str, job: str = "sweep") -> list[str]:
+    space = ["--space", str(home / "space.py")] if job == "sweep" else []
+    return ["python", f"jobs/{job}.py", *space, *SMALL, *flags]
+
+
+def environment(home: Path) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
+    return own | {"EEGVISION_HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def run(home: Path, *words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def tracked(home: Path) -> dict[str, dict[str, str]]:
+    """Tags of every run in the tracking store, by key."""
+    with sqlite3.connect(home / "mlflow.db") as store:
+        runs: dict[str, dict[str, str]] = {}
+        for run_id, key, value in store.execute("select run_uuid, key, value from tags"):
+            runs.setdefault(run_id, {})[key] = value
+        for run_id, status in store.execute("select run_uuid, status from runs"):
+            runs[run_id]["status"] = status
+    keys = [tags["eegvision.key"] for tags in runs.values()]
+    assert len(set(keys)) == len(keys), "a resumed sweep must go on with its runs"
+    return {tags["eegvision.key"]: tags for tags in runs.values()}
+
+
+def history(trial: Path) -> list[dict[str, float]]:
+    newest = checkpoint.latest(trial / "last")
+    assert newest is not None
+    return checkpoint.load(newest)[1]["history"]
+
+
+def test_a_submitted_sweep_ends_with_a_ranked_table_and_tracked_runs(home):
+    words = command(home, "--dataset", "tiny", "--name", "submitted", "--trials", "4", "--min-passes", "2")
+    ended = run(home, sys.executable, "jobs/local.py", "--", *words)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    for expected in ("ray job submit -- python jobs/sweep.py", "4/4 trials done", "rank  trial  status", "chance"):
+        assert expected in ended.stdout
+    runs = tracked(home)
+    children = [key for key in runs if key.startswith("submitted/")]
+    assert len(children) == 4
+    assert {runs[key]["mlflow.parentRunId"] for key in children} == {_run_id(home, "submitted")}
+    assert {runs[key]["status"] for key in [*children, "submitted"]} == {"FINISHED"}
+    table = (home / "runs" / "submitted" / "table.txt").read_text()
+    assert table in ended.stdout
+
+    again = run(home, sys.executable, *words[1:])
+    assert again.returncode == 0, again.stderr
+    assert "is finished" in again.stdout
+    assert table in again.stdout
+
+    other = run(home, sys.executable, *words[1:], "--optim.weight-decay", "0.5")
+    assert other.returncode == 2
+    assert "optim.weight_decay was 0.0, now 0.5" in other.stderr
+
+
+def _run_id(home: Path, key: str) -> str:
+    with sqlite3.connect(home / "mlflow.db") as store:
+        query = "select run_uuid from tags where key = 'eegvision.key' and value = ?"
+        return store.execute(query, (key,)).fetchone()[0]
+
+
+def test_a_sweep_whose_driver_was_killed_goes_on_with_the_same_command(home):
+    flags = ["--trials", "4", "--keep-one-in", "6", "--train.max-passes", "12"]
+    words = command(home, "--dataset", "tiny", "--name", "killed", *flags)
+    folder = home / "runs" / "killed"
+    driver = subprocess.Popen(
+        [sys.executable, *words[1:]],
+        cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 200
+    while not _is_midway(folder):
+        assert driver.poll() is None, "the sweep ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = {trial.name: history(trial) for trial in (folder / "trials").iterdir() if (trial / "last").exists()}
+    _end_session(driver.pid)
+
+    resumed = run(home, sys.executable, *words[1:])
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "going on with the interrupted sweep" in resumed.stdout
+    trials = {trial.name: history(trial) for trial in (folder / "trials").iterdir()}
+    assert len(trials) == 4
+    for name in before.keys() & trials.keys():
+        # Pass by pass the same, to the last digit and to the time it took: none was made twice.
+        assert trials[name][: len(before[name])] == before[name]
+        assert len(trials[name]) == 12 or not (folder / "trials" / name / "end.json").exists()
+    best = json.loads((folder / "best.json").read_text())["trial"]
+    top = max(max(done["val/top1"] for done in passes) for passes in trials.values())
+    assert max(done["val/top1"] for done in trials[best]) == top
+    runs = {key: tags["status"] for key, tags in tracked(home).items() if key.startswith("killed")}
+    assert runs.pop("killed") == "FINISHED"
+    # One more only if the driver died in the two seconds before Ray had stored that a trial had begun.
+    finished = {key.removeprefix("killed/") for key, status in runs.items() if status == "FINISHED"}
+    assert finished == set(trials)
+    assert {runs[key] for key in runs if key.removeprefix("killed/") not in finished} <= {"KILLED"}
+
+
+def _is_midway(folder: Path) -> bool:
+    """Whether some trial has finished and another is some passes on its way."""
+    ended = {path.parent for path in folder.glob("trials/*/end.json")}
+    under_way = [path for path in folder.glob("trials/*/last/pass-*") if path.parent.parent not in ended]
+    return bool(ended) and any(int(path.name.removeprefix("pass-")) >= 2 for path in under_way)
+
+
+def _end_session(leader: int) -> None:
+    """End what a killed driver leaves behind: its private Ray, and nothing else."""
+    time_limit = time.monotonic() + 20
+    while time.monotonic() < time_limit:
+        left = subprocess.run(["pkill", "-KILL", "-s", str(leader)], check=False).returncode
+        if left != 0:
+            return
+        time.sleep(0.2)
+
+
+def test_two_workers_train_to_the_curve_of_one(home):
+    flags = ["--dataset", "tiny", "--loss.name", "info_nce", "--eeg.hidden", "16", "--eeg.channels", "mixed",
+             "--train.max-passes", "3"]  # fmt: skip
+    curves = {}
+    for workers in (1, 2):
+        words = command(home, *flags, "--workers", str(workers), "--name", f"workers{workers}", job="train")
+        ended = run(home, sys.executable, *words[1:])
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        (trial,) = (home / "runs" / f"workers{workers}" / "trials").iterdir()
+        curves[workers] = history(trial)
+    for one, two in zip(curves[1], curves[2], strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
+        assert two["val/loss"] == pytest.approx(one["val/loss"], rel=1e-4)
+
+
+def test_perceivelabs_files_are_ingested_and_swept_by_the_same_commands(home, tmp_path):
+    files = generators.write_perceivelab(tmp_path, images_per_class=5, classes=8, signal=2.0)
+    ingested = run(
+        home, sys.executable, "jobs/ingest.py", "perceivelab", "--out", "pl", "--source", str(files.eeg),
+        "--images", str(files.images), "--split-file", str(files.split_all),
+    )  # fmt: skip
+    assert ingested.returncode == 0, ingested.stderr
+    assert "128 channels x 440 samples" in ingested.stdout
+    swept = run(home, sys.executable, *command(home, "--dataset", "pl", "--trials", "2", "--name", "pl")[1:])
+    assert swept.returncode == 0, swept.stdout + swept.stderr
+    assert "2/2 trials done" in swept.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train.batch-size", "4000"], "train.batch_size 4000 is larger than"),
+        (["--optim.lr", "0"], "optim.lr is 0.0; expected above 0"),
+        (["--data.split", "published"], "published"),
+        (["--data.subjects", "sub-99"], "sub-99"),
+        (["--gpus-per-trial", "64"], "GPU"),
+        (["--name", "../up"], "must be 1 to 100 letters"),
+    ],
+)
+def test_bad_input_ends_in_one_message_and_leaves_nothing_behind(home, flags, message):
+    words = command(home, "--dataset", "tiny", "--name", "bad", *flags)
+    ended = run(home, sys.executable, *words[1:])
+    assert ended.returncode == 2, ended.stdout + ended.stderr
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (home / "runs" / "bad" / "sweep.json").exists()

@@ -1,0 +1,620 @@
+"""eegvision.train: learning, metrics by hand, resuming bit for bit, bad steps, and two processes equal to one.
+
+Run as a program, this file is one of the two processes: `test_train.py RANK FOLDER`.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from eegvision import checkpoint
+from eegvision.config import RunConfig
+from eegvision.encoders.joint import JointModel, build_joint
+from eegvision.ingest.shards import Manifest
+from eegvision.ingest.splits import Split
+from eegvision.losses import info_nce
+from eegvision.stream import Batches, Store
+from eegvision.train import PassReport, TrainingDiverged, fit, learning_rate
+from eegvision.vocab import InputError, Montage, RunInUseError, SplitName
+
+N_IMAGES, N_SHOWN, SIZE_PX, N_CHANS, N_TIMES = 24, 4, 16, 4, 75
+CLASSES = ("cat", "dog", "fish")
+# 16 images train, 6 validate, 2 are left for a test; four segments show each.
+CONFIG = RunConfig().with_overrides(
+    {
+        "eeg.encoder": "tsconv",
+        "eeg.embed_dim": 8,
+        "eeg.filters": 8,
+        "eeg.dropout": 0.0,
+        "image.embed_dim": 8,
+        "image.size_px": SIZE_PX,
+        "loss.name": "info_nce",
+        "optim.lr": 0.01,
+        "train.batch_size": 16,
+        "train.max_passes": 4,
+        "data.crops": "centre",
+        "seed": 3,
+    }
+)
+
+
+def built(config: RunConfig = CONFIG) -> JointModel:
+    torch.manual_seed(config.seed)
+    return build_joint(config, N_CHANS, N_TIMES, 100.0)
+
+
+def planted(*, signal: float = 1.0, name: str = "planted", labels: bool = True) -> Store:
+    """Every image has a colour, and its EEG three responses (a scalp pattern each) as strong as red, green and blue."""
+    rng = np.random.default_rng(0)
+    colour_M3 = rng.uniform(-1, 1, (N_IMAGES, 3))
+    pixel_M3HH = colour_M3[:, :, None, None] + 0.1 * rng.normal(size=(N_IMAGES, 3, 18, 18))
+    image_N = np.repeat(np.arange(N_IMAGES), N_SHOWN)
+    response_3CT = rng.normal(size=(3, N_CHANS, 1)) * np.sin(np.arange(N_TIMES) * np.array([[[0.2]], [[0.4]], [[0.8]]]))
+    eeg_NCT = signal * np.tensordot(colour_M3[image_N], response_3CT, 1) + rng.normal(size=(96, N_CHANS, N_TIMES))
+    label_M = np.arange(N_IMAGES) % 3 if labels else np.full(N_IMAGES, -1)
+    manifest = Manifest(
+        name=name,
+        dialect="test",
+        licence="none",
+        montage=Montage(channels=("O1", "O2", "Oz", "Pz")),
+        sfreq_hz=100.0,
+        t_min_s=0.0,
+        n_times=N_TIMES,
+        unit="zscore",
+        classes=CLASSES if labels else (),
+        n_segments=96,
+        n_images=N_IMAGES,
+        subjects=("s",),
+        dropped={},
+        shards=(),
+        fingerprint=f"fingerprint of {name}",
+    )
+    sides: dict[SplitName, np.ndarray] = {"train": np.arange(64), "val": np.arange(64, 88), "test": np.arange(88, 96)}
+    return Store(
+        manifest=manifest,
+        pieces=(),
+        eeg_NCT=eeg_NCT.astype(np.float32),
+        image_N=image_N,
+        label_N=label_M[image_N],
+        subject_N=np.full(96, "s"),
+        segment_id_N=np.array([f"seg-{n}" for n in range(96)]),
+        split=Split(rows=sides, notes=("subjects are on all sides",)),
+        images_M3HH=np.clip(127.5 + 100 * pixel_M3HH, 0, 255).astype(np.uint8),
+        image_id_M=np.array([f"img-{m}" for m in range(N_IMAGES)]),
+        label_M=label_M,
+    )
+
+
+def batches(config: RunConfig, store: Store, rank=0, world=1, device="cpu") -> tuple[Batches, Batches]:
+    def side(name: SplitName) -> Batches:
+        return Batches(
+            store,
+            name,
+            config=config.data,
+            size_px=SIZE_PX,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            rank=rank,
+            world=world,
+            device=device,
+            training=name == "train",
+        )
+
+    return side("train"), side("val")
+
+
+def run(folder: Path, config: RunConfig = CONFIG, *, model=None, store=None, report=lambda _: None, device="cpu"):
+    train, val = batches(config, store or planted(), device=device)
+    return fit(config, model or built(config), train, val, device=device, folder=folder, report=report)
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Raised by a report, as when a process is stopped between two passes."""
+
+
+def stop_after(number: int):
+    def report(done: PassReport) -> None:
+        if done.number == number:
+            raise Interrupted
+
+    return report
+
+
+def timeless(history) -> list[dict[str, float]]:
+    """Drop what the clock decides."""
+    return [{k: v for k, v in metrics.items() if k not in ("seconds", "segments_per_s")} for metrics in history]
+
+
+def stored(folder: Path, side: str = "last") -> dict[str, dict[str, torch.Tensor]]:
+    path = checkpoint.latest(folder / side)
+    assert path is not None
+    return checkpoint.load(path)[0]
+
+
+def assert_same_tensors(left, right) -> None:
+    assert left.keys() == right.keys()
+    for group in left:
+        assert left[group].keys() == right[group].keys()
+        for name in left[group]:
+            assert torch.equal(left[group][name], right[group][name]), (group, name)
+
+
+def assert_same_curves(here, there) -> None:
+    """Tolerance 1e-4, gradients 1e-3: sums in another order differ by 1e-7, which Adam magnifies near zero."""
+    for ours, theirs in zip(timeless(here), timeless(there), strict=True):
+        assert theirs.pop("train/grad_norm") == pytest.approx(ours.pop("train/grad_norm"), rel=1e-3)
+        assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+def with_eeg(store: Store, rows, value: float) -> Store:
+    assert store.eeg_NCT is not None
+    eeg_NCT = store.eeg_NCT.copy()
+    eeg_NCT[rows] = value
+    return dataclasses.replace(store, eeg_NCT=eeg_NCT)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tensors of a few hundred numbers: a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# ---- learning and its record
+
+
+@pytest.mark.parametrize("loss", ["triplet", "info_nce"])
+def test_a_planted_signal_is_learned_and_generalises_to_new_images(tmp_path, loss):
+    config = CONFIG.with_overrides(
+        {"loss.name": loss, "train.max_passes": 16, "optim.lr": 5e-3, "optim.schedule": "cosine"}
+    )
+    result = run(tmp_path, config, store=planted(signal=3.0))
+    losses = [metrics["train/loss"] for metrics in result.history]
+    assert losses[-1] < 0.5 * losses[0]
+    assert result.best_metrics["val/top1"] > 0.45  # chance 1/6: P(Binomial(24, 1/6) >= 11) < .001
+    assert result.best_metrics["val/median_rank"] <= 2  # chance 3.5
+
+
+def test_metrics_are_all_there_and_agree_with_each_other(tmp_path):
+    reports = []
+    result = run(tmp_path, report=reports.append)
+    assert [done.number for done in reports] == [1, 2, 3, 4]
+    assert [done.metrics for done in reports] == list(result.history)
+    assert set(result.history[0]) == {
+        "train/loss", "train/grad_norm", "train/lr", "train/bad_steps", "val/loss", "val/top1", "val/top5",
+        "val/median_rank", "val/class_top1", "segments_per_s", "seconds",
+    }  # fmt: skip
+    top1 = [metrics["val/top1"] for metrics in result.history]
+    assert result.best_pass == 1 + top1.index(max(top1))  # the first of equals
+    assert result.best_metrics == result.history[result.best_pass - 1]
+    assert [done.best for done in reports] == [score > max([-1, *top1[:n]]) for n, score in enumerate(top1)]
+    assert [done.objective for done in reports] == [max(top1[: n + 1]) for n in range(4)]
+
+
+def test_predictions_are_those_of_the_best_model(tmp_path):
+    result = run(tmp_path)
+    path = checkpoint.latest(tmp_path / "best")
+    assert path is not None
+    assert path.name == f"pass-{result.best_pass:06d}"
+    model = built()
+    model.load_state_dict(checkpoint.load(path)[0]["model"])
+    model.eval()
+    # Retrieval once more, the long way: 24 queries, 6 images, one dot product each.
+    store = planted()
+    assert store.eeg_NCT is not None
+    val = batches(CONFIG, store)[1]
+    pictures = dict(zip(range(16, 22), torch.cat([image_B3HW for image_B3HW, _ in val.images(99)]), strict=True))
+    # The loss takes whole batches of 16 of the 24, in an order drawn from the seed.
+    chosen = 64 + np.random.default_rng(CONFIG.seed).permutation(24)[:16]
+    with torch.no_grad():
+        gallery = {number: model.encode_image(picture[None])[0] for number, picture in pictures.items()}
+        places, firsts = [], []
+        for row in range(64, 88):
+            query = model.encode_eeg(torch.tensor(store.eeg_NCT[row])[None])[0]
+            order = sorted(gallery, key=lambda number, query=query: -float(query @ gallery[number]))
+            places.append(1 + order.index(store.image_N[row]))
+            firsts.append(order[0])
+        eeg_BD = model.encode_eeg(torch.tensor(store.eeg_NCT[chosen]))
+        image_BD = torch.stack([gallery[number] for number in store.image_N[chosen]])
+        ids_B = torch.tensor(store.image_N[chosen])
+        loss = info_nce(eeg_BD, image_BD, scale=model.log_scale.exp(), image_ids_B=ids_B)
+    stored_arrays = np.load(path / "predictions.npz")
+    assert stored_arrays["row_Q"].tolist() == list(range(64, 88))
+    assert stored_arrays["rank_Q"].tolist() == places
+    assert stored_arrays["image_id_Q"].tolist() == [f"img-{store.image_N[row]}" for row in range(64, 88)]
+    assert stored_arrays["top_image_id_QK"].shape == (24, 6)
+    assert stored_arrays["top_image_id_QK"][:, 0].tolist() == [f"img-{number}" for number in firsts]
+    assert stored_arrays["top_label_QK"][:, 0].tolist() == [number % 3 for number in firsts]
+    assert stored_arrays["label_Q"].tolist() == [store.image_N[row] % 3 for row in range(64, 88)]
+    metrics = result.best_metrics
+    assert metrics["val/loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert metrics["val/top1"] == np.mean(np.array(places) == 1)
+    assert metrics["val/top5"] == np.mean(np.array(places) <= 5)
+    assert metrics["val/median_rank"] == np.median(places)
+    same_class = [number % 3 == store.label_N[row] for number, row in zip(firsts, range(64, 88), strict=True)]
+    assert metrics["val/class_top1"] == pytest.approx(np.mean(same_class))
+
+
+def test_a_checkpoint_holds_what_is_needed_to_build_the_model_again(tmp_path):
+    run(tmp_path)
+    for side, groups in (("last", {"model", "optimiser"}), ("best", {"model"})):
+        path = checkpoint.latest(tmp_path / side)
+        assert path is not None
+        tensors, state = checkpoint.load(path)
+        assert set(tensors) == groups
+        assert RunConfig.from_dict(state["config"]).fingerprint() == CONFIG.fingerprint()
+        assert state["data"] == {
+            "name": "planted",
+            "fingerprint": "fingerprint of planted",
+            "n_chans": 4,
+            "n_times": 75,
+            "sfreq_hz": 100.0,
+            "channels": ["O1", "O2", "Oz", "Pz"],
+            "classes": ["cat", "dog", "fish"],
+            "split": "by-image",
+            "split_notes": ["subjects are on all sides"],
+        }
+    assert sorted(path.name for path in (tmp_path / "last").iterdir()) == ["pass-000003", "pass-000004"]
+
+
+def test_the_checkpoint_is_whole_when_the_pass_is_reported(tmp_path):
+    def report(done: PassReport) -> None:
+        path = checkpoint.latest(tmp_path / "last")
+        assert path is not None
+        assert path.name == f"pass-{done.number:06d}"
+
+    run(tmp_path, report=report)
+
+
+def test_without_classes_there_is_no_class_score(tmp_path):
+    result = run(tmp_path, store=planted(labels=False))
+    assert "val/class_top1" not in result.best_metrics
+
+
+def test_validation_loss_is_the_lowest_where_it_is_the_metric(tmp_path):
+    config = CONFIG.with_overrides({"train.metric": "val/loss"})
+    result = run(tmp_path, config)
+    assert result.best_metrics["val/loss"] == min(metrics["val/loss"] for metrics in result.history)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
+    # A rate at which weights do not move: no pass is better than the first.
+    config = CONFIG.with_overrides({"optim.lr": 1e-12, "train.patience": 2, "train.max_passes": 9})
+    result = run(tmp_path, config)
+    assert (result.best_pass, result.passes) == (1, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_a_resumed_run_goes_on_and_weights_stay_fp32(tmp_path, precision):
+    config = CONFIG.with_overrides({"train.precision": precision})
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", config, device="cuda", report=stop_after(2))
+    parts, whole = run(tmp_path / "parts", config, device="cuda"), run(tmp_path / "whole", config, device="cuda")
+    for here, there in zip(whole.history, parts.history, strict=True):
+        assert there["train/loss"] == pytest.approx(here["train/loss"], rel=0.05)
+    assert {t.dtype for t in stored(tmp_path / "parts")["model"].values()} == {torch.float32, torch.int64}
+
+
+# ---- the learning rate
+
+
+def test_learning_rate_by_hand():
+    optim = CONFIG.with_overrides({"optim.lr": 1.0, "optim.warmup": 0.4, "optim.schedule": "cosine"}).optim
+    # 10 steps: 4 of warm-up, then half a cosine over steps 4..9.
+    expected = [0.25, 0.5, 0.75, 1.0, *((1 + math.cos(math.pi * n / 5)) / 2 for n in range(6))]
+    assert [learning_rate(optim, step, 10) for step in range(10)] == pytest.approx(expected)
+    assert learning_rate(optim, 9, 10) == pytest.approx(0)
+    constant = CONFIG.with_overrides({"optim.lr": 0.5}).optim
+    assert [learning_rate(constant, step, 3) for step in range(3)] == [0.5] * 3
+    assert learning_rate(dataclasses.replace(optim, warmup=0.0), 0, 1) == 1.0
+
+
+def test_the_schedule_reaches_the_optimiser(tmp_path):
+    config = CONFIG.with_overrides({"optim.schedule": "cosine"})
+    rates = [metrics["train/lr"] for metrics in run(tmp_path, config).history]
+    assert rates == pytest.approx([0.01 * (1 + math.cos(math.pi * step / 15)) / 2 for step in (3, 7, 11, 15)])
+
+
+# ---- resuming
+
+
+@pytest.mark.parametrize("stops", [(1,), (3,), (1, 2, 3)])
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, stops):
+    # Everything that has a state or is random: dropout, running statistics, moments, schedule, random negatives, crops.
+    config = CONFIG.with_overrides(
+        {
+            "loss.name": "triplet",
+            "eeg.dropout": 0.5,
+            "optim.name": "adamw",
+            "optim.weight_decay": 0.1,
+            "optim.schedule": "cosine",
+            "optim.warmup": 0.2,
+            "optim.clip_norm": 1.0,
+            "data.crops": "ten",
+        }
+    )
+    whole = run(tmp_path / "whole", config)
+    for stop in stops:
+        torch.manual_seed(stop)  # the interruption also takes the process's generators
+        with pytest.raises(Interrupted):
+            run(tmp_path / "parts", config, report=stop_after(stop))
+    parts = run(tmp_path / "parts", config)
+    assert timeless(parts.history) == timeless(whole.history)
+    assert (parts.best_pass, parts.passes) == (whole.best_pass, whole.passes)
+    for side in ("last", "best"):
+        assert_same_tensors(stored(tmp_path / "parts", side), stored(tmp_path / "whole", side))
+    first, second = (checkpoint.latest(tmp_path / name / "best") for name in ("whole", "parts"))
+    assert first is not None
+    assert second is not None
+    assert (first / "predictions.npz").read_bytes() == (second / "predictions.npz").read_bytes()
+
+
+def test_a_resumed_run_first_repeats_its_last_report(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, report=stop_after(2))
+    reports = []
+    result = run(tmp_path, report=reports.append)
+    assert [done.number for done in reports] == [2, 3, 4]
+    assert [done.metrics for done in reports] == list(result.history[1:])
+
+
+def test_a_damaged_newest_checkpoint_costs_one_pass_and_changes_nothing(tmp_path, caplog):
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", report=stop_after(3))
+    (tmp_path / "parts" / "last" / "pass-000003" / "optimiser.safetensors").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        parts = run(tmp_path / "parts")
+    assert "pass-000003/optimiser.safetensors has 0 bytes" in caplog.text
+    assert timeless(parts.history) == timeless(whole.history)
+    assert_same_tensors(stored(tmp_path / "parts"), stored(tmp_path / "whole"))
+    assert_same_tensors(stored(tmp_path / "parts", "best"), stored(tmp_path / "whole", "best"))
+
+
+def test_a_best_checkpoint_whose_pass_was_cut_short_is_dropped_and_made_again(tmp_path):
+    config = CONFIG.with_overrides({"train.metric": "val/loss"})
+    whole = run(tmp_path / "whole", config)
+    best, folder = whole.best_pass, tmp_path / "parts"
+    assert best > 1
+    with pytest.raises(Interrupted):
+        run(folder, config, report=stop_after(best))
+    # As if the process had died after writing the best and before writing the last.
+    (folder / "last" / f"pass-{best:06d}" / "manifest.json").unlink()
+    with pytest.raises(Interrupted):
+        run(folder, config, report=stop_after(best - 1))
+    assert checkpoint.latest(folder / "best") < folder / "best" / f"pass-{best:06d}"
+    parts = run(folder, config)
+    assert timeless(parts.history) == timeless(whole.history)
+    assert_same_tensors(stored(folder, "best"), stored(tmp_path / "whole", "best"))
+
+
+def test_a_finished_run_returns_its_result_without_training(tmp_path):
+    result = run(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    # Training on these segments would diverge at once.
+    again = run(tmp_path, store=with_eeg(planted(), slice(None), math.nan))
+    assert again == result
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_with_another_configuration_is_refused_naming_what_differs(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, report=stop_after(1))
+    other = CONFIG.with_overrides({"optim.lr": 0.02, "loss.name": "siglip", "data.residency": "host"})
+    with pytest.raises(RunInUseError) as caught:
+        run(tmp_path, other)
+    message = str(caught.value)
+    assert "optim.lr is 0.01 there and 0.02 here" in message
+    assert "loss.name is 'info_nce' there and 'siglip' here" in message
+    assert "residency" not in message
+    assert str(tmp_path) in message
+
+
+def test_a_setting_that_changes_no_result_may_change_between_two_parts_of_a_run(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, report=stop_after(1))
+    assert run(tmp_path, CONFIG.with_overrides({"data.residency": "host"})).passes == 4
+
+
+def test_a_folder_with_other_data_is_refused_naming_both(tmp_path):
+    with pytest.raises(Interrupted):
+        run(tmp_path, report=stop_after(1))
+    with pytest.raises(RunInUseError, match=r"data set is 'planted' .* there and 'other' .* here"):
+        run(tmp_path, store=planted(name="other"))
+
+
+# ---- bad steps
+
+
+def order_of_pass(config: RunConfig, number: int) -> list[list[int]]:
+    return [batch.row_B.tolist() for batch in batches(config, planted())[0].passes(number)]
+
+
+def test_a_bad_step_is_skipped_and_counted_and_leaves_no_trace(tmp_path):
+    # One segment of NaN spoils one step of each pass. Weights, moments and running statistics stay finite.
+    result = run(tmp_path, store=with_eeg(planted(), 5, math.nan))
+    assert [metrics["train/bad_steps"] for metrics in result.history] == [1.0] * 4
+    assert all(math.isfinite(value) for metrics in result.history for value in metrics.values())
+    for named in stored(tmp_path).values():
+        assert all(tensor.isfinite().all() for tensor in named.values())
+
+
+def test_a_skipped_step_is_as_if_its_batch_were_not_there(tmp_path):
+    config = CONFIG.with_overrides({"train.max_passes": 1})
+    place = next(n for n, rows in enumerate(order_of_pass(config, 1)) if 5 in rows)
+    run(tmp_path / "bad", config, store=with_eeg(planted(), 5, math.inf))
+
+    class Without(Batches):
+        def passes(self, number, start_step=0):
+            return (batch for n, batch in enumerate(super().passes(number, start_step)) if n != place)
+
+    train, val = batches(config, planted())
+    train.__class__ = Without
+    fit(config, built(config), train, val, device="cpu", folder=tmp_path / "without", report=lambda _: None)
+    bad, without = (stored(tmp_path / name) for name in ("bad", "without"))
+    assert_same_tensors(bad, without)
+
+
+def test_an_overflowing_gradient_is_a_bad_step_too(tmp_path):
+    # Image embeddings of 1e20: the loss is finite, the squares in the norm of the gradient are not.
+    config = CONFIG.with_overrides({"loss.name": "triplet", "train.max_bad_steps": 3})
+    model = built(config)
+    with torch.no_grad():
+        list(model.image.parameters())[-2].mul_(1e20)
+    with pytest.raises(TrainingDiverged, match=r"step 3: loss \d\.\d+e\+\d+, gradient norm inf"):
+        run(tmp_path, config, model=model)
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_naming_the_segments(tmp_path):
+    config = CONFIG.with_overrides({"train.max_bad_steps": 6})
+    with pytest.raises(TrainingDiverged) as caught:
+        run(tmp_path, config, store=with_eeg(planted(), slice(0, 64), math.nan))
+    # None of the first pass's four steps is good, so nothing of it can be reported either.
+    assert "pass 1: none of its 4 steps" in str(caught.value)
+    config = CONFIG.with_overrides({"train.max_bad_steps": 3})
+    with pytest.raises(TrainingDiverged) as caught:
+        run(tmp_path, config, store=with_eeg(planted(), slice(0, 64), math.nan))
+    assert "pass 1, step 3: loss nan" in str(caught.value)
+    assert str(order_of_pass(config, 1)[2]) in str(caught.value)
+    assert checkpoint.latest(tmp_path / "last") is None
+
+
+def test_validation_data_that_are_not_finite_reach_no_metric_and_no_checkpoint(tmp_path):
+    with pytest.raises(TrainingDiverged, match="validation set are not finite"):
+        run(tmp_path, store=with_eeg(planted(), 70, math.nan))
+    assert checkpoint.latest(tmp_path / "best") is None
+
+
+def test_the_gradient_is_clipped_and_reported_unclipped(tmp_path):
+    free = run(tmp_path / "free", CONFIG.with_overrides({"train.max_passes": 1}))
+    model = built()
+    run(tmp_path / "clipped", CONFIG.with_overrides({"train.max_passes": 1, "optim.clip_norm": 1e-3}), model=model)
+    norm = torch.nn.utils.get_total_norm(
+        [grad for parameter in model.parameters() if (grad := parameter.grad) is not None]
+    )
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+    assert free.history[0]["train/grad_norm"] > 0.01
+
+
+# ---- refusals
+
+
+def test_a_batch_larger_than_the_training_set_is_refused_with_both_numbers(tmp_path):
+    with pytest.raises(InputError, match=r"65 .*64"):
+        run(tmp_path, CONFIG.with_overrides({"train.batch_size": 65}))
+
+
+def test_a_validation_set_of_one_image_is_refused(tmp_path):
+    store = planted()
+    store.split.rows["val"] = np.arange(64, 68)
+    with pytest.raises(InputError, match=r"validation has 1 image.*data\.val_fraction"):
+        run(tmp_path, store=store)
+
+
+def test_selection_by_class_without_classes_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has no classes; choose 'val/top1'"):
+        run(tmp_path, CONFIG.with_overrides({"train.metric": "val/class_top1"}), store=planted(labels=False))
+
+
+def test_bf16_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"bf16.*use 'auto'"):
+        run(tmp_path, CONFIG.with_overrides({"train.precision": "bf16"}))
+
+
+# ---- N processes
+
+
+LOSSES = ("triplet", "info_nce", "siglip")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    """Train each loss for three passes in two processes and return the folder with what they stored."""
+    folder = tmp_path_factory.mktemp("pair")
+    command = [sys.executable, "-W", "error", __file__]
+    processes = [subprocess.Popen([*command, str(rank), str(folder)], stderr=subprocess.PIPE) for rank in (0, 1)]
+    errors = [process.communicate(timeout=240)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    return folder
+
+
+def of_pair(loss: str) -> RunConfig:
+    settings = {
+        "train.max_passes": 3,
+        "optim.lr": 1e-3,
+        "optim.schedule": "cosine",
+        "optim.clip_norm": 5.0,
+        "data.crops": "ten",
+    }
+    return CONFIG.with_overrides({"loss.name": loss, **settings})
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_give_the_curves_and_weights_of_one(tmp_path, pair, loss):
+    alone = run(tmp_path, of_pair(loss))
+    together = json.loads((pair / f"{loss}.json").read_text())
+    assert len(together["0"]) == 3
+    assert together["0"] == together["1"]
+    assert_same_curves(alone.history, together["0"])
+    ours, theirs = stored(tmp_path)["model"], stored(pair / loss)["model"]
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if name.endswith(("weight", "running_var", "log_scale")):
+            # Twelve steps at 1e-3 move a weight by up to 1.2e-2. Not so the biases before a BatchNorm: their gradient
+            # is nothing but rounding, so they and the running mean that cancels them drift apart.
+            torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=5e-4, msg=name)
+
+
+def test_a_run_of_two_processes_goes_on_in_one(tmp_path, pair):
+    loss = "info_nce"
+    for path in (pair / "stopped").rglob("*"):
+        target = tmp_path / path.relative_to(pair / "stopped")
+        target.mkdir(parents=True) if path.is_dir() else target.write_bytes(path.read_bytes())
+    resumed, alone = run(tmp_path, of_pair(loss)), run(tmp_path / "alone", of_pair(loss))
+    assert_same_curves(alone.history, resumed.history)
+
+
+def test_both_processes_skip_a_step_that_is_bad_for_one(pair):
+    both = json.loads((pair / "bad.json").read_text())
+    assert both["0"] == both["1"]
+    assert [metrics["train/bad_steps"] for metrics in both["0"]] == [1.0] * 3
+
+
+def be_one_of_two(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+
+    def fit_here(config: RunConfig, name: str, store: Store, report=lambda _: None):
+        train, val = batches(config, store, rank, 2)
+        return fit(config, built(config), train, val, device="cpu", folder=folder / name, report=report)
+
+    def share(name: str, history) -> None:
+        both: list[Any] = [None, None]
+        dist.all_gather_object(both, list(history))
+        if rank == 0:
+            (folder / f"{name}.json").write_text(json.dumps({"0": both[0], "1": both[1]}))
+
+    for loss in LOSSES:
+        share(loss, fit_here(of_pair(loss), loss, planted()).history)
+    share("bad", fit_here(of_pair("info_nce"), "bad", with_eeg(planted(), 5, math.nan)).history)
+    try:
+        fit_here(of_pair("info_nce"), "stopped", planted(), stop_after(1))
+    except Interrupted:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    be_one_of_two(int(sys.argv[1]), Path(sys.argv[2]))
