@@ -1,6 +1,6 @@
 """How fast batches come: `eegvision.stream` against a plain torch DataLoader and against tensors held in memory.
 
-    python benchmarks/ingest.py [--quick]        about 8 minutes on 2 quiet cores; --quick takes the small pictures only
+    python benchmarks/ingest.py [--quick]        about 9 minutes on 2 cores; --quick takes the small pictures only
 
 Three questions, each answered by a ratio (peer's time over ours, so above 1 we are faster):
 
@@ -77,9 +77,9 @@ def run_through(batches: Iterable[object]) -> None:
 
 def ours(root: Path, size_px: int) -> dict[str, list[float]]:
     """Time our first pass, then later passes in turn with the loop over tensors, then a streamed pass."""
+    import ray
     import torch
 
-    import ray
     from eegvision import stream
 
     torch.set_num_threads(1)

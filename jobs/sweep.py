@@ -24,7 +24,7 @@ class Options:
     """Search encoders, embedding size, loss and optimiser; the same command again resumes."""
 
     name: str | None = None
-    """Name of the sweep; by default SPACE-DATASET."""
+    """Name of the sweep; by default SPACE-DATASET, or just SPACE where the two are called alike."""
     space: Path = ROOT / "search_spaces" / "demo.py"
     """Search space: a Python file with `space(trial)`."""
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
@@ -43,7 +43,8 @@ def main(options: Options) -> None:
     from eegvision import study
     from eegvision.space import load_space
 
-    name = options.name or f"{options.space.stem}-{Path(options.run.data.dataset).name}"
+    space, dataset = options.space.stem, Path(options.run.data.dataset).name
+    name = options.name or (space if space == dataset else f"{space}-{dataset}")
     study.ensure_demo(options.run.data.dataset, print_line)
     study.run_study(options.run, options.sweep, name=name, space=load_space(options.space), say=print_line)
 

@@ -15,7 +15,7 @@ BASE = {
 
 # Known configurations go first: Palazzo's objective and encoder, then NICE's.
 POINTS = [
-    {"eeg.encoder": "palazzo-gru", "eeg.hidden": 256, "eeg.embed_dim": 128, "loss.name": "triplet", "optim.lr": 1e-3},
+    {"eeg.encoder": "palazzo-gru", "eeg.hidden": 64, "eeg.embed_dim": 128, "loss.name": "triplet", "optim.lr": 1e-3},
     {"eeg.encoder": "tsconv", "eeg.dropout": 0.5, "eeg.embed_dim": 128, "loss.name": "info_nce", "optim.lr": 1e-3},
 ]
 
@@ -27,7 +27,7 @@ def space(trial):
     if encoder == "tsconv":
         trial.suggest_categorical("eeg.dropout", [0.1, 0.3, 0.5])
     else:
-        trial.suggest_categorical("eeg.hidden", [64, 128, 256])
+        trial.suggest_categorical("eeg.hidden", [32, 64, 128])
         fixed["eeg.channels"] = "mixed"
     trial.suggest_categorical("loss.name", ["triplet", "info_nce", "siglip"])
     trial.suggest_float("optim.lr", 3e-4, 3e-3, log=True)

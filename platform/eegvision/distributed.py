@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 
 import eegvision
-import ray
 from eegvision import stream, train
 from eegvision.config import RunConfig
 from eegvision.encoders.joint import build_joint

@@ -52,7 +52,7 @@ _CENTRE = 4  # number of the crop in the middle
 _DEVICE_SHARE = 0.4  # of the free memory of a GPU; models and activations need the rest
 _STORE_SHARE = 0.6  # of the smallest object store in the cluster
 _HOST_SHARE = 0.4  # of all memory, without Ray. Not of what is free just now: a rerun must decide alike
-# Starting Ray Data takes 8 s and more (five processes import it); two threads read and decode half of this meanwhile.
+# Starting Ray Data took 8 to 30 s on 2 cores (five processes import it); two threads read about this much meanwhile.
 _SPREAD_BYTES = 1 << 30
 _READ_BYTES = 32 << 20  # of EEG per task when everything is read once
 _WINDOW_GROUPS = 16  # row groups mixed with each other when streaming: 1,024 segments, 230 MB at 128 x 440

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import optuna
+from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -28,7 +29,6 @@ from eegvision.space import Space
 from eegvision.tracking import Tracker
 from eegvision.train import TrainingDiverged
 from eegvision.vocab import InputError
-from ray import tune
 
 Say = Callable[[str], None]
 
