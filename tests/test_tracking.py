@@ -246,15 +246,37 @@ def test_by_default_runs_are_tracked_in_the_home_folder_or_where_mlflow_is_told(
     assert tracking.tracking_uri() == "http://mlflow:5000"
 
 
-def test_importing_and_opening_a_tracker_does_not_import_mlflow(tmp_path):
+def test_importing_tracking_does_not_import_mlflow():
+    code = "import sys, eegvision.tracking; assert not {'mlflow', 'torch', 'pandas'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_mlflow_is_whole_when_the_main_thread_imports_beside_it(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
 from eegvision.tracking import Tracker
-Tracker(Path({str(tmp_path)!r}), "lazy", "http://127.0.0.1:1").close()
-assert not {{"mlflow", "torch", "pandas"}} & set(sys.modules)
+with Tracker(Path({str(tmp_path)!r}), "beside", "sqlite:///{tmp_path}/mlflow.db") as tracker:
+    tracker.start("run", name="run")
+    import ray.tune, mlflow, pandas  # what the driver of a sweep does meanwhile
+assert tracker.pending == 0
 """
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=200).returncode == 0
+
+
+def test_a_run_ended_twice_alike_keeps_the_time_of_its_first_end(store, tmp_path):
+    tracker = Tracker(tmp_path, "ends", store)
+    report_a_sweep(tracker, range(1))
+    tracker.finish("demo/0", "FINISHED")
+    ship(tracker)
+    ended = runs(store, "ends")["demo/0"].info.end_time
+    again = Tracker(tmp_path, "ends", store)
+    again.finish("demo/0", "FINISHED")
+    assert again.pending == 0
+    again.finish("demo/0", "KILLED")
+    ship(again)
+    assert runs(store, "ends")["demo/0"].info.status == "KILLED"
+    assert runs(store, "ends")["demo/0"].info.end_time > ended
 
 
 def test_the_code_version_is_this_checkout_or_the_installed_version(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,18 +92,14 @@ def fit_on_workers(config: RunConfig, folder: Path, placement: Placement) -> Non
     The workers' reports reach Tune; results are in `folder`, as for one process.
 
     Raises:
-        InputError: the batch cannot be cut into equal shares.
+        InputError: settings and data do not fit each other.
+        TrainingDiverged: as `train.fit`.
     """
     from ray.train import RunConfig as TrainRunConfig
-    from ray.train import ScalingConfig
+    from ray.train import ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    if config.train.batch_size % placement.workers:
-        raise InputError(
-            f"train.batch_size {config.train.batch_size} cannot be shared equally by {placement.workers} workers; "
-            f"use a multiple of {placement.workers}"
-        )
     resources = {"CPU": placement.cpus} | ({"GPU": placement.gpus} if placement.gpus else {})
     scaling: Any = ScalingConfig(
         num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=resources
@@ -111,7 +107,21 @@ def fit_on_workers(config: RunConfig, folder: Path, placement: Placement) -> Non
     callbacks: list[Any] = [TuneReportCallback()]
     run: Any = TrainRunConfig(name="workers", storage_path=str(folder), callbacks=callbacks)
     settings = {"config": config.to_dict(), "folder": str(folder), "cpus": placement.cpus}
-    TorchTrainer(_worker, train_loop_config=settings, scaling_config=scaling, run_config=run).fit()
+    try:
+        TorchTrainer(_worker, train_loop_config=settings, scaling_config=scaling, run_config=run).fit()
+    except WorkerGroupError as error:
+        raise _final_verdict(error.worker_failures.values()) or error from None
+
+
+def _final_verdict(failures: Iterable[BaseException]) -> Exception | None:
+    """Return a failure that another attempt would only repeat, from inside whatever Ray wrapped it in."""
+    for failure in failures:
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, InputError | train.TrainingDiverged):
+                return seen
+            seen = getattr(seen, "_base_exc", None) or getattr(seen, "cause", None) or seen.__cause__
+    return None
 
 
 def _worker(settings: dict[str, Any]) -> None:

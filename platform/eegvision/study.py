@@ -66,7 +66,7 @@ def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space
         distributed.connect()
         sweep.placement_of(settings)  # refuses what the cluster will never have
         store = stream.load_store(base.data, base.image.input_px)
-        distributed.batches(base, store)  # refuses a batch the data cannot fill
+        distributed.batches(base, store, world=settings.workers_per_trial)  # refuses what does not fit the data
         chance = chance_levels(store)
         say(_describe_split(store, base, chance))
         for note in store.split.notes:
@@ -146,6 +146,7 @@ def _publish(
     name, metric, best = folder.name, base.train.metric, rows[0]
     for place, row in enumerate(rows):
         tracker.text(_key(folder, row), json.dumps(row.config.to_dict(), indent=2), "config.json")
+        tracker.metrics(_key(folder, row), _best_metrics(row), step=row.best_pass)
         if place < _N_DRAWN and row.metrics:
             _draw_trial(row, store, chance, metric)
             tracker.artifact(_key(folder, row), row.folder / "figures", "figures")
@@ -173,7 +174,7 @@ def _publish(
     tracker.artifact(name, folder / "figures", "figures")
     tracker.artifact(name, best.folder / "figures", "best trial")
     tracker.note(name, f"```\n{table}\n```")
-    tracker.metrics(name, {f"best {key}": value for key, value in best.metrics.items() if key.startswith("val/")}, 0)
+    tracker.metrics(name, _best_metrics(best), step=0)
     return table
 
 
@@ -184,6 +185,11 @@ def _draw_trial(row: TrialRow, store: Store, chance: dict[str, float], metric: s
         retrieved_Q = predictions["top_label_QK"][:, 0]
         classes, level = store.manifest.classes, chance["val/class_top1"]
         report.confusion(predictions["label_Q"], retrieved_Q, classes, figures / "confusion", chance=level)
+
+
+def _best_metrics(row: TrialRow) -> dict[str, float]:
+    """Metrics of the best pass under names of their own: MLflow's tables show the last value of each metric."""
+    return {name.replace("val/", "best/"): value for name, value in row.metrics.items() if name.startswith("val/")}
 
 
 def _key(folder: Path, row: TrialRow) -> str:

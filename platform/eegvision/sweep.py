@@ -278,8 +278,8 @@ class Watching:
         self._numbers = {path.parent.name: _number(path.parent) for path in (folder / "trials").glob("*/trial.json")}
         self._running: set[str] = set()
         self._ended = {path.parent.name for path in (folder / "trials").glob("*/end.json")}
-        self._passes = 0
-        self._best: tuple[float, int, int] | None = None
+        self._best_file = folder / "best_so_far.json"
+        self._best = json.loads(self._best_file.read_text()) if self._best_file.exists() else None
         self._began = self._last_said = time.monotonic()
         self._ended_before = len(self._ended)
 
@@ -305,9 +305,10 @@ class Watching:
         metrics = {name: value for name, value in result.items() if "/" in name and isinstance(value, int | float)}
         self._tracker.metrics(self.key(trial_id), metrics, step=int(result["pass"]))
         value = float(result["objective"])
-        is_better = self._best is None or (value < self._best[0]) == (self._base.train.mode == "min")
-        if metrics and is_better and (self._best is None or value != self._best[0]):
-            self._best = (value, self._numbers[trial_id], int(result["pass"]))
+        sign = 1 if self._base.train.mode == "max" else -1
+        if metrics and (self._best is None or sign * value > sign * self._best["value"]):
+            self._best = {"value": value, "trial": self._numbers[trial_id], "pass": int(result["pass"])}
+            runs.write_whole(self._best_file, json.dumps(self._best))
         if time.monotonic() - self._last_said > _SAY_EVERY_S:
             self.say(self.line())
 
@@ -327,9 +328,9 @@ class Watching:
         done, total = len(self._ended), self._sweep.trials
         text = f"[{elapsed // 60:02.0f}:{elapsed % 60:02.0f}] {done}/{total} trials done, {len(self._running)} running"
         if self._best:
-            value, number, at_pass = self._best
-            text += f" | best {self._base.train.metric} {value:.3f}"
-            text += f" (trial {number}, pass {at_pass}{f'; chance {self._chance:.3f}' if self._chance else ''})"
+            chance = f"; chance {self._chance:.3f}" if self._chance else ""
+            text += f" | best {self._base.train.metric} {self._best['value']:.3f}"
+            text += f" (trial {self._best['trial']}, pass {self._best['pass']}{chance})"
         if (ended_now := done - self._ended_before) and done < total:
             text += f" | about {_duration(elapsed / ended_now * (total - done))} left"
         return text

@@ -136,8 +136,9 @@ class Tracker:
         self._append("tag", key, tags=dict(tags))
 
     def finish(self, key: str, status: Status) -> None:
-        """End run `key`; starting it again continues it."""
-        self._append("finish", key, status=status)
+        """End run `key`; starting it again continues it, ending it again in the same way changes nothing."""
+        if self._spool.ends.get(key) != status:
+            self._append("finish", key, status=status)
 
     @property
     def pending(self) -> int:
@@ -221,6 +222,7 @@ class _Spool:
     def __init__(self, folder: Path, target: str) -> None:
         self.folder = folder
         self.starts: dict[str, Event] = {}  # key -> its last start event
+        self.ends: dict[str, Status] = {}  # key -> how it ended, unless it was started again
         self.points: set[tuple[str, str, int]] = set()  # key, metric, step
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder / "lock")
@@ -294,6 +296,9 @@ class _Spool:
     def _remember(self, event: Event) -> None:
         if event["do"] == "start":
             self.starts[event["key"]] = event
+            self.ends.pop(event["key"], None)
+        elif event["do"] == "finish":
+            self.ends[event["key"]] = event["status"]
         elif event["do"] == "metrics":
             self.points.update((event["key"], name, event["step"]) for name in event["values"])
 

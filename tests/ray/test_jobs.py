@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import generators
@@ -148,7 +149,11 @@ def _is_midway(folder: Path) -> bool:
     """Whether some trial has finished and another is some passes on its way."""
     ended = {path.parent for path in folder.glob("trials/*/end.json")}
     under_way = [path for path in folder.glob("trials/*/last/pass-*") if path.parent.parent not in ended]
-    return bool(ended) and any(int(path.name.removeprefix("pass-")) >= 2 for path in under_way)
+    return bool(ended) and any(_pass(path) >= 2 for path in under_way)
+
+
+def _pass(checkpoint_folder: Path) -> int:
+    return int(checkpoint_folder.name.removeprefix("pass-"))
 
 
 def _end_session(leader: int) -> None:
@@ -159,6 +164,35 @@ def _end_session(leader: int) -> None:
         if left != 0:
             return
         time.sleep(0.2)
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint(home):
+    words = command(home, "--dataset", "tiny", "--name", "retried", "--train.max-passes", "40", "--eeg.channels",
+                    "mixed", "--eeg.hidden", "16", job="train")  # fmt: skip
+    driver = subprocess.Popen(
+        [sys.executable, *words[1:]], cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 200
+    while not (done := [path for path in (home / "runs" / "retried").glob("trials/*/last/pass-*") if _pass(path) >= 3]):
+        assert driver.poll() is None, "the training ended before it could be disturbed"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    trial = done[0].parent.parent
+    before = history(trial)
+    victims = [
+        process
+        for process in psutil.Process(driver.pid).children(recursive=True)
+        if "ray::ImplicitFunc" in " ".join(process.cmdline())  # a function that runs as a trial of Ray Tune
+    ]
+    assert victims, [process.cmdline() for process in psutil.Process(driver.pid).children(recursive=True)]
+    for victim in victims:
+        victim.kill()
+    output, _ = driver.communicate(timeout=240)
+    assert driver.returncode == 0, output
+    assert "1/1 trials done" in output
+    after = history(trial)
+    assert len(after) == 40
+    assert after[: len(before)] == before, "passes before the kill must not be made again"
 
 
 def test_two_workers_train_to_the_curve_of_one(home):
