@@ -182,7 +182,8 @@ class Tracker:
     def _ship(self) -> None:
         """Ship chunk after chunk until told to close and nothing is left, or told to give up."""
         pause_s = _PAUSE_S
-        while not self._gave_up.is_set() and (self._spool.is_behind or not self._closing.is_set()):
+        # Closing is asked first: once it is set nothing is added any more, so what is behind then is all there is.
+        while not self._gave_up.is_set() and (not self._closing.is_set() or self._spool.is_behind):
             failed = self._spool.is_behind and not self._ship_chunk()
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if failed else _PAUSE_S  # points gather into batches
             if not self._closing.is_set():
