@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import _checkout  # noqa: F401  (before eegvision)
 import tyro
 
 from eegvision.cli import print_line, run_job

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import _checkout  # noqa: F401  (before eegvision)
 import tyro
 
 from eegvision.cli import print_line, run_job

@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import _checkout  # noqa: F401  (before eegvision)
+
 from eegvision.cli import print_line, run_job
 from eegvision.vocab import InputError, home
 

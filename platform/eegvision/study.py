@@ -25,8 +25,6 @@ DEMO = "demo"
 
 # Differences in these do not make it another sweep: they say how fast it runs, not what it finds.
 _FREE_TO_CHANGE = {"max_concurrent", "workers_per_trial", "cpus_per_trial", "gpus_per_trial", "max_failures"}
-# Trials that get figures of their own; every trial has its metrics and configuration.
-_N_DRAWN = 5
 
 
 def ensure_demo(dataset: str, say: Say) -> None:
@@ -64,7 +62,8 @@ def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space
         say(f"{name}: {f'{settings.trials} trials of {space.path.name}' if space else 'one configuration'}")
         say(f"data set {manifest.name}: {_describe(manifest)}")
         distributed.connect()
-        sweep.placement_of(settings)  # refuses what the cluster will never have
+        placement = sweep.placement_of(settings)  # refuses what the cluster will never have
+        distributed.warm_up(placement, min(settings.trials, sweep.concurrency(settings, placement)))
         store = stream.load_store(base.data, base.image.input_px)
         distributed.batches(base, store, world=settings.workers_per_trial)  # refuses what does not fit the data
         chance = chance_levels(store)
@@ -144,12 +143,12 @@ def _publish(
 ) -> str:
     """Leave table, figures and cards in the run's folder, attach them to the tracked runs and return the table."""
     name, metric, best = folder.name, base.train.metric, rows[0]
-    for place, row in enumerate(rows):
+    for row in rows:
         tracker.text(_key(folder, row), json.dumps(row.config.to_dict(), indent=2), "config.json")
         tracker.metrics(_key(folder, row), _best_metrics(row), step=row.best_pass)
-        if place < _N_DRAWN and row.metrics:
-            _draw_trial(row, store, chance, metric)
-            tracker.artifact(_key(folder, row), row.folder / "figures", "figures")
+    # A figure takes a second; the learning curves of every trial are in MLflow anyway.
+    _draw_trial(best, store, chance, metric)
+    tracker.artifact(_key(folder, best), best.folder / "figures", "figures")
     tracker.artifact(_key(folder, best), _newest(best.folder / "best"), "checkpoint")
 
     report.sweep_curves(rows, folder / "figures" / "sweep", chance=chance, metric=metric)

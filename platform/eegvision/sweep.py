@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def run_sweep(base: RunConfig, sweep: SweepConfig, space: Space | None, watching
             watching.say("going on with the interrupted sweep of this name")
             tuner = tune.Tuner.restore(str(folder / "tune"), trainable=trainable, resume_unfinished=True)
         else:
-            tuner = _new_tuner(trainable, base, sweep, space, folder, _concurrent(sweep, placement))
+            tuner = _new_tuner(trainable, base, sweep, space, folder, concurrency(sweep, placement))
         results = tuner.fit()
     rows = [_row(base, folder, Path(result.path).name, result.config or {}, result.error) for result in results]
     watching.close(rows)
@@ -108,7 +109,7 @@ def placement_of(sweep: SweepConfig) -> Placement:
     return placement
 
 
-def _concurrent(sweep: SweepConfig, placement: Placement) -> int:
+def concurrency(sweep: SweepConfig, placement: Placement) -> int:
     """Return how many trials run at a time: what was asked for, bounded by what the cluster holds."""
     cpus, gpus = distributed.cluster_size()
     room = [
@@ -208,7 +209,7 @@ def _row(base: RunConfig, folder: Path, trial_id: str, suggested: dict[str, Any]
     """Read a trial's outcome from its own folder, which also says what Ray does not know after a restart."""
     own = folder / "trials" / trial_id
     config = base.with_overrides(suggested)
-    end = json.loads((own / "end.json").read_text())
+    end = _end(own)
     status = "failed" if error else end["status"]
     message = end["message"] or (str(error).strip().splitlines()[-1] if error else "")
     newest = checkpoint.latest(own / "last")
@@ -233,6 +234,11 @@ def _row(base: RunConfig, folder: Path, trial_id: str, suggested: dict[str, Any]
 def _number(trial_folder: Path) -> int:
     """Return a trial's place in the order of starting, which outlives restarts of the sweep."""
     return json.loads((trial_folder / "trial.json").read_text())["number"]
+
+
+def _end(trial_folder: Path) -> dict[str, Any]:
+    """Return how a trial ended: its status and, where there is one, the reason."""
+    return json.loads((trial_folder / "end.json").read_text())
 
 
 class _Watcher(tune.Callback):
@@ -277,7 +283,7 @@ class Watching:
         self._tracker, self._chance = tracker, chance
         self._numbers = {path.parent.name: _number(path.parent) for path in (folder / "trials").glob("*/trial.json")}
         self._running: set[str] = set()
-        self._ended = {path.parent.name for path in (folder / "trials").glob("*/end.json")}
+        self._ended = {path.parent.name: _end(path.parent) for path in (folder / "trials").glob("*/end.json")}
         self._best_file = folder / "best_so_far.json"
         self._best = json.loads(self._best_file.read_text()) if self._best_file.exists() else None
         self._began = self._last_said = time.monotonic()
@@ -314,10 +320,11 @@ class Watching:
 
     def ended(self, trial_id: str, *, failed: bool) -> None:
         self._running.discard(trial_id)
-        self._ended.add(trial_id)
-        end = self.folder / "trials" / trial_id / "end.json"
-        if not end.exists():  # it did not get to say so itself
-            runs.write_whole(end, json.dumps({"status": "failed" if failed else "stopped early", "message": ""}))
+        own = self.folder / "trials" / trial_id
+        if not (own / "end.json").exists():  # it did not get to say so itself
+            end = {"status": "failed" if failed else "stopped early", "message": ""}
+            runs.write_whole(own / "end.json", json.dumps(end))
+        self._ended[trial_id] = _end(own)
         self._tracker.finish(self.key(trial_id), "FAILED" if failed else "FINISHED")
         self.say(self.line())
 
@@ -326,7 +333,11 @@ class Watching:
         self._last_said = time.monotonic()
         elapsed = self._last_said - self._began
         done, total = len(self._ended), self._sweep.trials
-        text = f"[{elapsed // 60:02.0f}:{elapsed % 60:02.0f}] {done}/{total} trials done, {len(self._running)} running"
+        text = f"[{elapsed // 60:02.0f}:{elapsed % 60:02.0f}] {done}/{total} trials done"
+        others = Counter(end["status"] for end in self._ended.values() if end["status"] != "finished")
+        if others:
+            text += f" ({', '.join(f'{count} {status}' for status, count in sorted(others.items()))})"
+        text += f", {len(self._running)} running"
         if self._best:
             chance = f"; chance {self._chance:.3f}" if self._chance else ""
             text += f" | best {self._base.train.metric} {self._best['value']:.3f}"

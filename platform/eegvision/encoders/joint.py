@@ -65,7 +65,7 @@ class JointModel(nn.Module):
             CheckpointError: the checkpoint is damaged.
             InputError: it was written by a version whose model has other parts.
         """
-        tensors, state = checkpoint.load(Path(path))
+        tensors, state = checkpoint.load(Path(path).expanduser())
         config, data = RunConfig.from_dict(state["config"]), state["data"]
         # The weights are in the checkpoint, so the file that the run began with need not be there any more.
         random = config.with_overrides({"image.weights": "none"})
