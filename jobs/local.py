@@ -21,6 +21,8 @@ import urllib.request
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psutil
+
 START_LIMIT_S = 90.0
 
 
@@ -58,14 +60,15 @@ def wait_until_up(head: subprocess.Popen[bytes], address: str, log: Path) -> Non
 
 
 def stop(head: subprocess.Popen[bytes]) -> None:
-    """End the head and what it started: first politely, then the whole session."""
+    """End the head and everything in its session; the job is over by now, so nothing in it is worth waiting for."""
     head.terminate()
-    try:
-        head.wait(20)
-    except subprocess.TimeoutExpired:
-        head.kill()
-    with suppress(ProcessLookupError):
-        os.killpg(head.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        head.wait(5)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getsid(process.pid) == head.pid:
+                process.kill()
+    head.wait()
 
 
 def exit_code(address: str, submission: str, fallback: int) -> int:
