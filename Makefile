@@ -17,6 +17,7 @@ help:
 	@echo "make clean    remove $(VENV) and caches; data sets and results stay"
 
 setup: $(STAMP)
+	@echo "set up in $(VENV)"
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
@@ -30,7 +31,6 @@ $(STAMP): requirements.lock pyproject.toml | $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
-	@echo "set up."
 
 sweep: setup
 	@$(BIN)/python jobs/local.py -- python jobs/sweep.py $(ARGS)

@@ -52,7 +52,7 @@ def environment(home: Path) -> dict[str, str]:
     return own | {"EEGVISION_HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def run(home: Path, *words: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def run(home: Path, *words: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         words, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -115,7 +115,7 @@ def test_a_sweep_whose_driver_was_killed_goes_on_with_the_same_command(home):
         [sys.executable, *words[1:]],
         cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    until = time.monotonic() + 200
+    until = time.monotonic() + 300
     while not _is_midway(folder):
         assert driver.poll() is None, "the sweep ended before it could be killed"
         assert time.monotonic() < until
@@ -172,7 +172,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(home):
     driver = subprocess.Popen(
         [sys.executable, *words[1:]], cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, text=True
     )
-    until = time.monotonic() + 200
+    until = time.monotonic() + 300
     while not (done := [path for path in (home / "runs" / "retried").glob("trials/*/last/pass-*") if _pass(path) >= 3]):
         assert driver.poll() is None, "the training ended before it could be disturbed"
         assert time.monotonic() < until
