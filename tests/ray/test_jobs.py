@@ -14,7 +14,11 @@ import pytest
 
 import generators
 from eegvision import checkpoint
+from eegvision.config import RunConfig, SweepConfig
+from eegvision.distributed import fit_here
 from eegvision.ingest import shards, simulate
+from eegvision.study import run_study
+from eegvision.vocab import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = ["--train.batch-size", "32", "--image.size-px", "32", "--data.val-fraction", "0.25"]
@@ -167,7 +171,7 @@ def _end_session(leader: int) -> None:
 
 
 def test_a_killed_trial_goes_on_from_its_checkpoint(home):
-    words = command(home, "--dataset", "tiny", "--name", "retried", "--train.max-passes", "40", "--eeg.channels",
+    words = command(home, "--dataset", "tiny", "--name", "retried", "--train.max-passes", "20", "--eeg.channels",
                     "mixed", "--eeg.hidden", "16", job="train")  # fmt: skip
     driver = subprocess.Popen(
         [sys.executable, *words[1:]], cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, text=True
@@ -191,21 +195,22 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(home):
     assert driver.returncode == 0, output
     assert "1/1 trials done" in output
     after = history(trial)
-    assert len(after) == 40
+    assert len(after) == 20
     assert after[: len(before)] == before, "passes before the kill must not be made again"
 
 
-def test_two_workers_train_to_the_curve_of_one(home):
-    flags = ["--dataset", "tiny", "--loss.name", "info_nce", "--eeg.hidden", "16", "--eeg.channels", "mixed",
-             "--train.max-passes", "3"]  # fmt: skip
-    curves = {}
-    for workers in (1, 2):
-        words = command(home, *flags, "--workers", str(workers), "--name", f"workers{workers}", job="train")
-        ended = run(home, sys.executable, *words[1:])
-        assert ended.returncode == 0, ended.stdout + ended.stderr
-        (trial,) = (home / "runs" / f"workers{workers}" / "trials").iterdir()
-        curves[workers] = history(trial)
-    for one, two in zip(curves[1], curves[2], strict=True):
+def test_two_workers_train_to_the_curve_of_one(home, tmp_path):
+    settings = {
+        "data.dataset": str(home / "datasets" / "tiny"), "data.val_fraction": 0.25, "image.size_px": 32,
+        "train.batch_size": 32, "train.max_passes": 3, "loss.name": "info_nce", "eeg.hidden": 16,
+        "eeg.channels": "mixed",
+    }  # fmt: skip
+    alone = fit_here(RunConfig().with_overrides(settings), tmp_path, lambda _: None).history
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    ended = run(home, sys.executable, "jobs/train.py", *flags, "--workers", "2", "--name", "workers")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (trial,) = (home / "runs" / "workers" / "trials").iterdir()
+    for one, two in zip(alone, history(trial), strict=True):
         assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
         assert two["val/loss"] == pytest.approx(one["val/loss"], rel=1e-4)
 
@@ -223,21 +228,21 @@ def test_perceivelabs_files_are_ingested_and_swept_by_the_same_commands(home, tm
     assert "2/2 trials done" in swept.stdout
 
 
+@pytest.mark.usefixtures("tiny_dataset", "ray_local")
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("settings", "sweep", "message"),
     [
-        (["--train.batch-size", "4000"], "train.batch_size 4000 is larger than"),
-        (["--optim.lr", "0"], "optim.lr is 0.0; expected above 0"),
-        (["--data.split", "published"], "published"),
-        (["--data.subjects", "sub-99"], "sub-99"),
-        (["--gpus-per-trial", "64"], "GPU"),
-        (["--name", "../up"], "must be 1 to 100 letters"),
+        ({"train.batch_size": 4000}, {}, "train.batch_size 4000 is larger than the training set of 128"),
+        ({"train.batch_size": 33}, {"workers_per_trial": 2}, "33 cannot be shared equally by 2 workers"),
+        ({"data.split": "published"}, {}, "published"),
+        ({"data.subjects": ["sub-99"]}, {}, "sub-99"),
+        ({}, {"gpus_per_trial": 64.0}, "asks for 64 GPUs .* but the cluster has 0"),
+        ({"data.dataset": "nowhere"}, {}, "no data set 'nowhere'"),
     ],
 )
-def test_bad_input_ends_in_one_message_and_leaves_nothing_behind(home, flags, message):
-    words = command(home, "--dataset", "tiny", "--name", "bad", *flags)
-    ended = run(home, sys.executable, *words[1:])
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert not (home / "runs" / "bad" / "sweep.json").exists()
+def test_bad_input_is_one_message_before_anything_is_written(session_home, settings, sweep, message):
+    run_config = RunConfig().with_overrides({"data.dataset": "tiny", "image.size_px": 32, **settings})
+    with pytest.raises(InputError, match=message):
+        run_study(run_config, SweepConfig(trials=1, **sweep), name="bad", space=None, say=lambda _: None)
+    assert not (session_home / "runs" / "bad" / "sweep.json").exists()
+    assert not (session_home / "mlflow.db").exists()
