@@ -76,6 +76,7 @@ def run_sweep(base: RunConfig, sweep: SweepConfig, space: Space | None, watching
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel("ERROR")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate, grouped TPE
+        warnings.filterwarnings("ignore", "The reported value is ignored")  # a resumed trial repeats its last pass
         if tune.Tuner.can_restore(str(folder / "tune")):
             watching.say("going on with the interrupted sweep of this name")
             tuner = tune.Tuner.restore(str(folder / "tune"), trainable=trainable, resume_unfinished=True)
@@ -350,14 +351,16 @@ class Watching:
         """Bring what is tracked in line with the outcome.
 
         An end may have been missed. And a trial that began less than two seconds before its driver was killed is in
-        our records but not in Ray's; another one has taken its place, so it goes.
+        our records but not in Ray's; another one has taken its place, so it goes. The kill may even have come before
+        the tracker heard of it.
         """
         for row in rows:
             self._tracker.tag(self.key(row.trial_id), {"eegvision.status": row.status})
             self._tracker.finish(self.key(row.trial_id), "FAILED" if row.status == "failed" else "FINISHED")
         for lost in self._numbers.keys() - {row.trial_id for row in rows}:
-            self._tracker.tag(self.key(lost), {"eegvision.status": "lost with its driver"})
-            self._tracker.finish(self.key(lost), "KILLED")
+            if self._tracker.knows(self.key(lost)):
+                self._tracker.tag(self.key(lost), {"eegvision.status": "lost with its driver"})
+                self._tracker.finish(self.key(lost), "KILLED")
             shutil.rmtree(self.folder / "trials" / lost)
         _Watcher.live = None
 

@@ -107,6 +107,10 @@ class Tracker:
         texts = {name: str(value)[:_PARAM_CHARS] for name, value in params.items()}
         self._append("start", key, name=name, tags=dict(tags), params=texts, parent=parent)
 
+    def knows(self, key: str) -> bool:
+        """Say whether run `key` was ever started, by this process or by one before it."""
+        return key in self._spool.starts
+
     def metrics(self, key: str, values: Mapping[str, float], step: int) -> None:
         """Record `values` at `step`; the first value of a (run, metric, step) stays, non-finite ones are skipped."""
         fresh = {}
