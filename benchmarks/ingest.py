@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from eegvision.config import DataConfig
-from eegvision.ingest import shards, simulate
+from eegvision.ingest import assemble, shards, simulate
 from eegvision.ingest.splits import split
 
 BATCH_SIZE = 16  # the paper's
@@ -146,8 +146,7 @@ def loader(root: Path, size_px: int) -> dict[str, list[float]]:
             config = DataConfig(dataset=str(root))
             shares = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction, "seed": 0}
             self.rows = split(config.split, segments, images, **shares).rows["train"]
-            column = shards.read_segments(root, manifest, columns=["eeg"])["eeg"]
-            self.eeg = np.concatenate([chunk.to_numpy_ndarray() for chunk in column.chunks])
+            self.eeg = shards.eeg_array(shards.read_segments(root, manifest, columns=["eeg"])["eeg"])
             self.encoded = shards.read_images(root, manifest, columns=["encoded"])["encoded"].to_pylist()
             row_of = {name: row for row, name in enumerate(images["image_id"].to_pylist())}
             self.image_of = [row_of[name] for name in segments["image_id"].to_pylist()]
@@ -197,7 +196,7 @@ def row(name: str, found: list[float], mine: list[float], peer: list[float]) -> 
 
 def compare(work: Work, folder: Path) -> None:
     root = folder / work.name
-    manifest = shards.write_recording(root, simulate.simulate(work.options, work.name))
+    manifest = assemble.write(root, simulate.simulate(work.options, work.name))
     print(
         f"\n{work.name}: {manifest.n_segments} segments of {manifest.n_chans} x {manifest.n_times}, "
         f"{manifest.n_images} pictures of {work.options.image_px} px read for {work.size_px} px\n"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from eegvision.ingest import shards, simulate
+from eegvision.ingest import assemble, simulate
+from eegvision.ingest.places import place
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
@@ -31,7 +32,7 @@ def session_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def tiny_dataset(session_home: Path) -> Path:
     """The data set `tiny`: 160 simulated segments (16 channels x 88 samples) of 2 subjects, 40 images of 5 classes."""
     root = session_home / "datasets" / "tiny"
-    shards.write_recording(root, simulate.simulate(simulate.PRESETS["tiny"], "tiny"), rows_per_shard=100)
+    assemble.write(root, simulate.simulate(simulate.PRESETS["tiny"], "tiny"), rows_per_shard=100)
     return root
 
 
@@ -50,3 +51,22 @@ def ray_local(session_home: Path) -> Iterator[Any]:
     )
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """Address of an empty folder in a bucket of an S3 server."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel("ERROR")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        place(f"s3://lab?{options}&allow_bucket_creation=true").filesystem.create_dir("lab")
+        yield f"s3://lab/eeg?{options}"
+    server.stop()

@@ -30,6 +30,23 @@ def test_flags_go_over_the_file_and_the_file_over_defaults(tmp_path):
     assert (options.sweep.trials, options.run.data.subjects) == (5, ("a", "b"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class OtherKind:
+    """Another job."""
+
+    size: int
+
+
+def test_a_file_holds_options_of_the_subcommand_it_comes_after(tmp_path):
+    (tmp_path / "c.yaml").write_text("size: 5\n")
+    options = parse(Options | OtherKind, ["other-kind", "--config", str(tmp_path / "c.yaml")])
+    assert options == OtherKind(size=5)
+    with pytest.raises(InputError, match="unknown setting 'size'"):
+        parse(Options | OtherKind, ["options", "--name", "x", "--config", str(tmp_path / "c.yaml")])
+    with pytest.raises(InputError, match="comes after the name of the subcommand"):
+        parse(Options | OtherKind, ["--config", str(tmp_path / "c.yaml"), "other-kind"])
+
+
 @pytest.mark.parametrize("flags", [["--dataset", "mine"], ["--dataset=mine"], ["--data.dataset", "mine"]])
 def test_dataset_has_a_short_flag(flags):
     assert parse(Options, ["--name", "x", *flags]).run.data.dataset == "mine"

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import json
 
 import pytest
 
@@ -25,6 +26,9 @@ def test_a_config_survives_the_way_through_plain_values():
         {"data.subjects": ["sub-01", "sub-02"], "loss.name": "info_nce", "optim.lr": 3e-4, "train.patience": 4}
     )
     assert RunConfig.from_dict(config.to_dict()) == config
+    cut = RunConfig().with_overrides({"data.window_s": [0, 0.5], "data.channels": ["O*"], "data.purge_s": 1})
+    assert cut.data.window_s == (0.0, 0.5)
+    assert RunConfig.from_dict(json.loads(json.dumps(cut.to_dict()))) == cut
 
 
 def test_overrides_leave_the_original_alone_and_turn_whole_numbers_into_floats():
@@ -50,6 +54,13 @@ def test_overrides_leave_the_original_alone_and_turn_whole_numbers_into_floats()
         ({"data.held_out": "sub-01"}, "takes no data.held_out"),
         ({"data.val_fraction": 0.6, "data.test_fraction": 0.4}, "less than 1"),
         ({"data.subjects": "sub-01"}, "expected a list of names"),
+        ({"data.window_s": ["a", "b"]}, "expected a list of numbers"),
+        ({"data.window_s": [0.5, 0.1]}, r"data.window_s is \(0.5, 0.1\); expected two times in order"),
+        ({"data.window_s": [0.5]}, "expected two times in order"),
+        ({"data.repetitions": -1}, "data.repetitions is -1; expected at least 0"),
+        ({"data.split": "leave-session-out"}, "needs data.held_out"),
+        ({"data.split": "time-purged"}, "needs data.purge_s"),
+        ({"data.purge_s": -0.1}, "data.purge_s is -0.1; expected at least 0"),
         ({"image.weights": "imagenet"}, "'small' has no such weights"),
     ],
 )

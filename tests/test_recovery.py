@@ -10,7 +10,7 @@ from eegvision import distributed, stream, train
 from eegvision.config import RunConfig
 from eegvision.encoders.joint import build_joint
 from eegvision.evaluate.statistics import permutation_p
-from eegvision.ingest import shards, simulate
+from eegvision.ingest import assemble, simulate
 
 CONFIG = RunConfig().with_overrides(
     {
@@ -55,7 +55,7 @@ def held_out_top5(root, folder, seed: int) -> tuple[float, float]:
 @pytest.mark.parametrize(("snr", "is_found"), [(0.8, True), (0.0, False)])
 def test_planted_structure_is_found_in_held_out_pictures_and_noise_is_not(tmp_path, snr, is_found):
     options = dataclasses.replace(SIMULATION, snr=snr)
-    shards.write_recording(tmp_path / "data", simulate.simulate(options, "data"))
+    assemble.write(tmp_path / "data", simulate.simulate(options, "data"))
     observed, p = held_out_top5(tmp_path / "data", tmp_path / "run", seed=0)
     chance = 5 / 24
     if is_found:

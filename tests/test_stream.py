@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,12 @@ import torch
 from eegvision import stream
 from eegvision.config import DataConfig
 from eegvision.ingest import pictures, pieces, shards
+from eegvision.ingest.pieces import Cut
 from eegvision.ingest.shards import Manifest
 from eegvision.ingest.splits import Split
+from eegvision.stream import batches as batching
+from eegvision.stream import store as storing
+from eegvision.stream.repeats import singles
 from eegvision.vocab import InputError, Montage
 
 SIZE, SIDE = 20, 22  # input, and 1.1 times that
@@ -27,7 +31,7 @@ CONFIG = DataConfig()
 MANIFEST = Manifest(
     name="made", dialect="test", licence="CC0", montage=Montage(channels=("Oz", "Cz")), sfreq_hz=100.0, t_min_s=0.0,
     n_times=3, unit="zscore", classes=("a", "b"), n_segments=N, n_images=M, subjects=("1",), dropped={}, shards=(),
-    fingerprint="0" * 12,
+    audit={"grade": "green"}, fingerprint="0" * 12,
 )  # fmt: skip
 
 
@@ -43,7 +47,9 @@ def store() -> stream.Store:
     label_M = np.arange(M) % 2
     return stream.Store(
         manifest=MANIFEST,
+        cut=Cut(channels=("Oz", "Cz"), first=0, stop=3),
         pieces=(),
+        repeats=singles(np.arange(N)),
         eeg_NCT=read_only(np.broadcast_to(np.arange(N, dtype=np.float32)[:, None, None], (N, 2, 3)).copy()),
         image_N=image_N,
         label_N=label_M[image_N],
@@ -253,7 +259,7 @@ def test_a_store_holds_what_the_shards_hold(tiny, tiny_dataset):
     assert loaded.image_id_M[loaded.image_N].tolist() == table["image_id"].to_pylist()
     assert loaded.label_M.tolist() == images["label"].to_pylist()
     np.testing.assert_array_equal(loaded.label_N, loaded.label_M[loaded.image_N])
-    eeg_NCT = np.stack(table["eeg"].to_numpy()).reshape(160, 16, 88)
+    eeg_NCT = shards.eeg_array(table["eeg"])
     np.testing.assert_array_equal(loaded.eeg_NCT, pieces.segment_zscore(eeg_NCT))
     for row in (0, 39):
         picture = pictures.decode(images["encoded"][row].as_py(), "")
@@ -275,7 +281,7 @@ def test_one_subject_is_the_same_split_with_less_in_memory(tiny):
 
 
 def test_streamed_segments_are_the_resident_ones(tiny, monkeypatch):
-    monkeypatch.setattr(stream, "_WINDOW_GROUPS", 2)  # the data set has three row groups: two windows
+    monkeypatch.setattr(batching, "_WINDOW_GROUPS", 2)  # the data set has four row groups: two windows
     resident, passing = stream.load_store(tiny, 32), stream.load_store(streamed(tiny), 32)
     assert passing.eeg_NCT is None
     batches = train(passing, config=streamed(tiny), size_px=32, batch_size=10)
@@ -312,7 +318,7 @@ def test_streamed_validation_is_the_resident_one(tiny):
 
 
 def test_what_does_not_fit_into_memory_is_streamed(tiny, monkeypatch):
-    monkeypatch.setattr(stream, "_host_budget_bytes", lambda: 160 * 16 * 88 * 4 - 1)
+    monkeypatch.setattr(storing, "host_budget_bytes", lambda: 160 * 16 * 88 * 4 - 1)
     assert stream.load_store(tiny, 32).eeg_NCT is None
     assert stream.load_store(dataclasses.replace(tiny, residency="host"), 32).eeg_NCT is not None
 
@@ -325,3 +331,86 @@ def test_a_segment_whose_picture_is_missing_is_named(tiny_dataset, tmp_path):
     pq.write_table(table.set_column(0, "image_id", pa.array(["other", *names[1:]])), path)
     with pytest.raises(InputError, match=f"segment .* shows image '{names[0]}', which .* does not have; ingest"):
         stream.load_store(DataConfig(dataset=str(copy)), 32)
+
+
+def means_by_hand(root: Path) -> dict[tuple[str, str], np.ndarray]:
+    """Mean segment of every (subject, picture) over its presentations."""
+    table = shards.read_segments(root, shards.read_manifest(root), columns=["subject", "image_id", "eeg"])
+    rows_of = defaultdict(list)
+    for row, key in enumerate(zip(table["subject"].to_pylist(), table["image_id"].to_pylist(), strict=True)):
+        rows_of[key].append(row)
+    eeg_NCT = shards.eeg_array(table["eeg"])
+    return {key: eeg_NCT[rows].mean(axis=0) for key, rows in rows_of.items()}
+
+
+@pytest.mark.parametrize("residency", ["host", "stream"])
+@pytest.mark.parametrize("normalise", ["none", "segment-zscore"])
+def test_all_repetitions_are_averaged_before_they_are_normalised(tiny, tiny_dataset, residency, normalise):
+    config = dataclasses.replace(tiny, repetitions=0, residency=residency, normalise=normalise)
+    loaded = stream.load_store(config, 32)
+    expected = means_by_hand(tiny_dataset)
+    assert len(loaded.image_N) == len(expected) == 80
+    assert (loaded.eeg_NCT is None) == (residency == "stream")
+    batches = train(loaded, config=config, size_px=32, batch_size=10)
+    n_seen = 0
+    for batch in batches.passes(1):
+        for row, eeg_CT in zip(batch.row_B.tolist(), batch.eeg_BCT.numpy(), strict=True):
+            mean_CT = expected[loaded.subject_N[row], loaded.image_id_M[loaded.image_N[row]]]
+            if normalise == "segment-zscore":
+                mean_CT = pieces.segment_zscore(mean_CT[None])[0]
+            np.testing.assert_allclose(eeg_CT, mean_CT, rtol=1e-4, atol=1e-4)
+            n_seen += 1
+    assert n_seen == 10 * len(batches) > 0
+
+
+@pytest.mark.parametrize("residency", ["host", "stream"])
+def test_repetitions_are_drawn_anew_each_pass_and_once_for_validation(tiny, residency):
+    """With two presentations of everything, two of two are the mean and one of one is either."""
+    config = dataclasses.replace(tiny, repetitions=2, residency=residency)
+    whole = stream.load_store(dataclasses.replace(config, repetitions=0), 32)
+    np.testing.assert_array_equal(stream.load_store(config, 32).image_N, whole.image_N)
+    drawn = dataclasses.replace(
+        stream.load_store(config, 32), repeats=dataclasses.replace(whole.repeats, keep_N=np.ones(80, dtype=int))
+    )
+    if residency == "host":
+        drawn = dataclasses.replace(drawn, eeg_NCT=eeg_of(stream.load_store(tiny, 32)))
+        assert len(eeg_of(drawn)) == 160
+    single = pieces.read_eeg(drawn.pieces, drawn.cut)["eeg"]
+
+    def chosen(number: int) -> dict[int, int]:
+        """Which presentation of each sample a pass holds."""
+        found = {}
+        for batch in train(drawn, config=config, size_px=32, batch_size=10).passes(number):
+            for sample, eeg_CT in zip(batch.row_B.tolist(), batch.eeg_BCT.numpy(), strict=True):
+                own = drawn.repeats.of(np.array([sample])).row_R
+                (found[sample],) = [int(row) for row in own if np.allclose(single[row], eeg_CT, atol=1e-5)]
+        return found
+
+    first, second = chosen(1), chosen(2)
+    assert first == chosen(1)
+    both = first.keys() & second.keys()
+    assert 0.2 < np.mean([first[sample] != second[sample] for sample in both]) < 0.8  # by chance 0.5
+    one, other = (
+        [batch.eeg_BCT for batch in val(drawn, config=config, size_px=32).passes(number)] for number in (1, 2)
+    )
+    assert all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
+
+
+def test_validation_can_average_what_training_takes_one_by_one(tiny):
+    loaded = stream.load_store(dataclasses.replace(tiny, repetitions=1, val_repetitions=0), 32)
+    alone = stream.load_store(tiny, 32)
+    assert len(loaded.split.rows["train"]) == len(alone.split.rows["train"])
+    assert 2 * len(loaded.split.rows["val"]) == len(alone.split.rows["val"])
+    sample = int(loaded.split.rows["val"][0])
+    np.testing.assert_allclose(loaded.read(sample), eeg_of(loaded)[sample], rtol=1e-4, atol=1e-5)
+
+
+def test_batches_hold_the_channels_and_times_asked_for(tiny):
+    whole = stream.load_store(dataclasses.replace(tiny, normalise="none"), 32)
+    config = dataclasses.replace(tiny, normalise="none", channels=("O*",), window_s=(0.1, 0.3))
+    for residency in ("host", "stream"):
+        loaded = stream.load_store(dataclasses.replace(config, residency=residency), 32)
+        own = [whole.manifest.channels.index(name) for name in loaded.manifest.channels]
+        assert loaded.manifest.n_times == 40
+        batch = next(train(loaded, config=config, size_px=32).passes(1))
+        np.testing.assert_array_equal(batch.eeg_BCT, eeg_of(whole)[batch.row_B.numpy()][:, own, 20:60])

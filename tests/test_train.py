@@ -20,10 +20,12 @@ import torch.distributed as dist
 from eegvision import checkpoint
 from eegvision.config import RunConfig
 from eegvision.encoders.joint import JointModel, build_joint
+from eegvision.ingest.pieces import Cut
 from eegvision.ingest.shards import Manifest
 from eegvision.ingest.splits import Split
 from eegvision.losses import info_nce
 from eegvision.stream import Batches, Store
+from eegvision.stream.repeats import singles
 from eegvision.train import PassReport, TrainingDiverged, fit, learning_rate
 from eegvision.vocab import InputError, Montage, RunInUseError, SplitName
 
@@ -76,13 +78,16 @@ def planted(*, signal: float = 1.0, name: str = "planted", labels: bool = True) 
         n_images=N_IMAGES,
         subjects=("s",),
         dropped={},
+        audit={"grade": "green"},
         shards=(),
         fingerprint=f"fingerprint of {name}",
     )
     sides: dict[SplitName, np.ndarray] = {"train": np.arange(64), "val": np.arange(64, 88), "test": np.arange(88, 96)}
     return Store(
         manifest=manifest,
+        cut=Cut(channels=manifest.channels, first=0, stop=N_TIMES),
         pieces=(),
+        repeats=singles(np.arange(96)),
         eeg_NCT=eeg_NCT.astype(np.float32),
         image_N=image_N,
         label_N=label_M[image_N],

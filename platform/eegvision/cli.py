@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 import yaml
@@ -68,7 +69,7 @@ def parse(options: type[Options], argv: Sequence[str], defaults: Mapping[str, An
         at = rest.index("--config")
         if at + 1 == len(rest):
             raise InputError("--config needs the path of a YAML file")
-        flags += _flags_of_file(options, Path(rest[at + 1]))
+        flags += _flags_of_file(_chosen(options, rest), Path(rest[at + 1]))
         del rest[at : at + 2]
     rest = [_SHORT_FLAGS.get(name, name) + eq + value for name, eq, value in (flag.partition("=") for flag in rest)]
     verbs = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
@@ -112,6 +113,16 @@ def _flags_of_file(options: Any, path: Path) -> list[str]:
         for name, value in [*((name, values[name]) for name in values if name in own), *((p, plain[p]) for p in given)]
         for word in _flag(name, value)
     ]
+
+
+def _chosen(options: Any, rest: Sequence[str]) -> Any:
+    """Return the options of the subcommand that is called, where there are subcommands (tyro names them so)."""
+    for kind in get_args(options):
+        if rest and rest[0] == re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", kind.__name__).lower():
+            return kind
+    if get_args(options):
+        raise InputError("--config comes after the name of the subcommand, of whose options the file is made")
+    return options
 
 
 def _setting_names(options: Any) -> tuple[set[str], set[str]]:

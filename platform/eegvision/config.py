@@ -74,9 +74,22 @@ class DataConfig:
     split_seed: int = 0
     """Seed of the split, apart from the run's seed so that several seeds share one split."""
     held_out: str | None = None
-    """Subject of `leave-subject-out`, or block number of `leave-block-out`."""
+    """Subject of `leave-subject-out` (and, if given, of `zero-shot`), or number for `leave-block-out` and
+    `leave-session-out`."""
+    purge_s: float | None = None
+    """Training segments leave at least this many seconds between their window and any validation or test window of
+    the same recording, >= 0; `time-purged` needs it, other rules take it as well."""
     subjects: tuple[str, ...] = ()
     """Subjects to use; none named means all."""
+    channels: tuple[str, ...] = ()
+    """Channels to read, by name or pattern such as `O*`, in the data set's order; none named means all."""
+    window_s: tuple[float, float] | None = None
+    """Samples to read: from (included) to (not included), in seconds after stimulus onset; by default all."""
+    repetitions: int = 1
+    """Presentations of a picture to a subject that are averaged into one sample: 1 takes each by itself, k draws k of
+    them anew every pass (the same ones for validation), 0 averages all."""
+    val_repetitions: int | None = None
+    """The same for validation and test; by default as in training."""
     normalise: Literal["segment-zscore", "none"] = "segment-zscore"
     """Per segment and channel: subtract the mean, divide by the standard deviation; or leave as stored."""
     crops: Literal["ten", "centre"] = "ten"
@@ -90,10 +103,17 @@ class DataConfig:
             _require(0 < getattr(self, name) < 1, f"data.{name}", getattr(self, name), "a share in (0, 1)")
         total = self.val_fraction + self.test_fraction
         _require(total < 1, "data.val_fraction + data.test_fraction", total, "less than 1, or nothing is left to train")
-        needs_held_out = self.split in ("leave-subject-out", "leave-block-out")
-        if needs_held_out != (self.held_out is not None):
-            what = "needs data.held_out (a subject or a block)" if needs_held_out else "takes no data.held_out"
+        needs_held_out = self.split in ("leave-subject-out", "leave-block-out", "leave-session-out")
+        if needs_held_out != (self.held_out is not None) and self.split != "zero-shot":
+            what = "needs data.held_out (a subject, block or session)" if needs_held_out else "takes no data.held_out"
             raise InputError(f"data.split {self.split!r} {what}; got {self.held_out!r}")
+        if self.split == "time-purged" and self.purge_s is None:
+            raise InputError("data.split 'time-purged' needs data.purge_s, seconds between training and other windows")
+        _require(self.purge_s is None or self.purge_s >= 0, "data.purge_s", self.purge_s, "at least 0 s")
+        _require(self.repetitions >= 0, "data.repetitions", self.repetitions, "at least 0 (0: all)")
+        _require((self.val_repetitions or 0) >= 0, "data.val_repetitions", self.val_repetitions, "at least 0 (0: all)")
+        window_s = self.window_s or (0.0, 1.0)
+        _require(len(window_s) == 2 and window_s[0] < window_s[1], "data.window_s", self.window_s, "two times in order")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,9 +405,11 @@ def _checked(path: str, value: Any, kind: Any) -> Any:
         _require(value in get_args(kind), path, value, "one of " + ", ".join(map(repr, get_args(kind))))
         return value
     if origin is tuple:
-        is_list = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-        _require(is_list, path, value, "a list of names")
-        return tuple(value)
+        inner = get_args(kind)[0]
+        allowed = (int, float) if inner is float else inner
+        is_list = isinstance(value, list | tuple) and all(isinstance(item, allowed) for item in value)
+        _require(is_list, path, value, "a list of numbers" if inner is float else "a list of names")
+        return tuple(map(inner, value))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

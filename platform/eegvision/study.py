@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from eegvision import checkpoint, distributed, report, runs, stream, sweep
+from eegvision import checkpoint, cluster, distributed, intake, runs, stream, sweep
 from eegvision.config import RunConfig, SweepConfig, flatten
 from eegvision.ingest import pictures, shards, simulate
-from eegvision.ingest.pieces import among, read_eeg
+from eegvision.ingest.places import place
 from eegvision.ingest.shards import Manifest
+from eegvision.report import figures, tables
 from eegvision.space import Space, check_space
 from eegvision.stream import Store
 from eegvision.sweep import TrialRow
@@ -30,9 +31,9 @@ _FREE_TO_CHANGE = {"max_concurrent", "workers_per_trial", "cpus_per_trial", "gpu
 def ensure_demo(dataset: str, say: Say) -> None:
     """Simulate the demo data set if it is asked for and absent."""
     root = runs.named_folder("datasets", DEMO)
-    if dataset == DEMO and not root.exists():
+    if dataset == DEMO and not (root / shards.MANIFEST_NAME).exists():
         say(f"simulating the data set {DEMO!r} in {root} ...")
-        shards.write_recording(root, simulate.simulate(simulate.PRESETS[DEMO], name=DEMO))
+        intake.ingest(simulate.simulate(simulate.PRESETS[DEMO], name=DEMO), place(root), say=say)
 
 
 def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space | None, say: Say) -> list[TrialRow]:
@@ -61,7 +62,7 @@ def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space
             return []
         say(f"{name}: {f'{settings.trials} trials of {space.path.name}' if space else 'one configuration'}")
         say(f"data set {manifest.name}: {_describe(manifest)}")
-        distributed.connect()
+        cluster.connect()
         placement = sweep.placement_of(settings)  # refuses what the cluster will never have
         distributed.warm_up(placement, min(settings.trials, sweep.concurrency(settings, placement)))
         store = stream.load_store(base.data, base.image.input_px)
@@ -151,21 +152,21 @@ def _publish(
     tracker.artifact(_key(folder, best), best.folder / "figures", "figures")
     tracker.artifact(_key(folder, best), _newest(best.folder / "best"), "checkpoint")
 
-    report.sweep_curves(rows, folder / "figures" / "sweep", chance=chance, metric=metric)
-    report.retrieval_examples(
+    figures.sweep_curves(rows, folder / "figures" / "sweep", chance=chance, metric=metric)
+    figures.retrieval_examples(
         store.manifest,
         _predictions(best),
         folder / "figures" / "examples",
         picture=_picture_reader(base),
-        segment=_segment_reader(store, base),
+        segment=store.read,
         chance=chance,
     )
     segments_in: dict[str, int] = {side: len(rows_N) for side, rows_N in store.split.rows.items()}
-    card = report.dataset_card(store.manifest, segments_in=segments_in, notes=store.split.notes)
+    card = tables.dataset_card(store.manifest, segments_in=segments_in, notes=store.split.notes)
     (folder / "dataset.md").write_text(card)
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
-    report.write_csv(rows, folder / "trials.csv", chance=chance)
-    table = report.sweep_table(
+    tables.write_csv(rows, folder / "trials.csv", chance=chance)
+    table = tables.sweep_table(
         rows, metric=metric, chance=chance, n_segments=segments_in["val"], n_images=round(1 / chance["val/top1"])
     )
     for file in ("dataset.md", "environment.json", "trials.csv"):
@@ -178,12 +179,12 @@ def _publish(
 
 
 def _draw_trial(row: TrialRow, store: Store, chance: dict[str, float], metric: str) -> None:
-    figures, predictions = row.folder / "figures", _predictions(row)
-    report.learning_curves(row.history, figures / "learning", chance=chance, metric=metric)
+    drawings, predictions = row.folder / "figures", _predictions(row)
+    figures.learning_curves(row.history, drawings / "learning", chance=chance, metric=metric)
     if "val/class_top1" in chance:
         retrieved_Q = predictions["top_label_QK"][:, 0]
         classes, level = store.manifest.classes, chance["val/class_top1"]
-        report.confusion(predictions["label_Q"], retrieved_Q, classes, figures / "confusion", chance=level)
+        figures.confusion(predictions["label_Q"], retrieved_Q, classes, drawings / "confusion", chance=level)
 
 
 def _best_metrics(row: TrialRow) -> dict[str, float]:
@@ -211,10 +212,6 @@ def _picture_reader(base: RunConfig) -> Callable[[str], np.ndarray]:
     images = shards.read_images(root, shards.read_manifest(root), columns=["image_id", "encoded"])
     encoded = dict(zip(images["image_id"].to_pylist(), images["encoded"], strict=True))
     return lambda image_id: pictures.decode(encoded[image_id].as_py(), image_id)
-
-
-def _segment_reader(store: Store, base: RunConfig) -> Callable[[int], np.ndarray]:
-    return lambda row: read_eeg(among(store.pieces, np.array([row])), base.data.normalise)["eeg"][0]
 
 
 def _say_where(folder: Path, say: Say) -> None:

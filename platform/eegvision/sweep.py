@@ -23,7 +23,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from eegvision import checkpoint, distributed, runs
+from eegvision import checkpoint, cluster, distributed, runs
 from eegvision.config import RunConfig, SweepConfig
 from eegvision.distributed import Placement
 from eegvision.space import Space
@@ -98,7 +98,7 @@ def placement_of(sweep: SweepConfig) -> Placement:
     Raises:
         InputError: one trial asks for more than the cluster has; Ray would wait for it without a word.
     """
-    cpus, gpus = distributed.cluster_size()
+    cpus, gpus = cluster.size()
     gpus_each = sweep.gpus_per_trial if sweep.gpus_per_trial is not None else float(gpus > 0)
     placement = Placement(workers=sweep.workers_per_trial, cpus=sweep.cpus_per_trial, gpus=gpus_each)
     for what, each, have in (("CPU", placement.cpus, cpus), ("GPU", placement.gpus, gpus)):
@@ -112,7 +112,7 @@ def placement_of(sweep: SweepConfig) -> Placement:
 
 def concurrency(sweep: SweepConfig, placement: Placement) -> int:
     """Return how many trials run at a time: what was asked for, bounded by what the cluster holds."""
-    cpus, gpus = distributed.cluster_size()
+    cpus, gpus = cluster.size()
     room = [
         have // (each * placement.workers) for have, each in ((cpus, placement.cpus), (gpus, placement.gpus)) if each
     ]

@@ -10,8 +10,17 @@ from typing import Literal, get_args
 import numpy as np
 
 SplitName = Literal["train", "val", "test"]
-SplitRule = Literal["by-image", "published", "leave-subject-out", "leave-block-out", "concept-disjoint", "zero-shot"]
-Unit = Literal["V", "uV", "zscore", "whitened"]
+SplitRule = Literal[
+    "by-image",
+    "published",
+    "leave-subject-out",
+    "leave-block-out",
+    "leave-session-out",
+    "concept-disjoint",
+    "time-purged",
+    "zero-shot",
+]
+Unit = Literal["V", "uV", "T", "zscore", "whitened"]
 
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 UNITS: tuple[Unit, ...] = get_args(Unit)
@@ -41,7 +50,7 @@ class Montage:
 class Segment:
     """One piece of EEG and the stimulus that evoked it: one row of `segments/`.
 
-    `eeg_CT` is float32 in the data set's unit. Unknown values are -1 (`block`, `order`) or NaN (`onset_s`).
+    `eeg_CT` is float32 in the data set's unit. Unknown values are -1 (`session`, `block`, `order`) or NaN (`onset_s`).
     """
 
     segment_id: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from eegvision.ingest import perceivelab, shards, splits
+from eegvision.ingest import assemble, perceivelab, shards, splits
+from eegvision.ingest.sources import Recording
 from eegvision.vocab import SPLIT_NAMES, InputError, Segment
 from generators import PerceiveLabFiles, write_perceivelab
 
@@ -36,20 +39,24 @@ def changed(files: PerceiveLabFiles, folder: Path, change: Callable[[dict[str, A
     return path
 
 
-def read(files: PerceiveLabFiles, eeg: Path | None = None, **options) -> shards.Recording:
+def read(files: PerceiveLabFiles, eeg: Path | None = None, **options) -> Recording:
     return perceivelab.read(eeg or files.eeg, files.images, channels=CHANNELS, **options)
 
 
-def by_row(recording: shards.Recording) -> dict[int, Segment]:
+def segments_of(recording: Recording) -> list[Segment]:
+    return [segment for part in recording.parts for segment in part.read(recording.dropped)]
+
+
+def by_row(recording: Recording) -> dict[int, Segment]:
     """Segments by their row number in the file."""
-    return {int(segment.segment_id.split("-")[-1]): segment for segment in recording.segments}
+    return {int(segment.segment_id.split("-")[-1]): segment for segment in segments_of(recording)}
 
 
 def content(files: PerceiveLabFiles) -> dict[str, Any]:
     return torch.load(files.eeg, weights_only=True)
 
 
-def steps(recording: shards.Recording) -> dict[str, dict[str, Any]]:
+def steps(recording: Recording) -> dict[str, dict[str, Any]]:
     return {step["step"]: step for step in recording.header.steps}
 
 
@@ -77,10 +84,11 @@ def test_every_row_keeps_its_subject_image_class_and_samples(released):
 
 
 def test_a_written_data_set_carries_a_signal_that_can_be_learned(released, tmp_path):
-    manifest = shards.write_recording(tmp_path / "d", read(released, split_file=released.split_all))
+    manifest = assemble.write(tmp_path / "d", read(released, split_file=released.split_all))
     table = shards.read_segments(tmp_path / "d", manifest, columns=["eeg", "image_id"])
     assert (manifest.n_segments, manifest.n_images, manifest.dropped) == (48, 12, {})
-    eeg_NCT = table["eeg"].combine_chunks().to_numpy_ndarray()
+    assert manifest.grade == "red", "a block design, as is known from the literature"
+    eeg_NCT = shards.eeg_array(table["eeg"])
     label_N = np.array([manifest.classes.index(image.split("_")[0]) for image in table["image_id"].to_pylist()])
     result = splits.split(
         "published", shards.read_segments(tmp_path / "d", manifest), shards.read_images(tmp_path / "d", manifest),
@@ -112,8 +120,7 @@ def test_rows_of_odd_length_are_left_out_and_counted(released, tmp_path):
     assert {0, 1, 2, 3, 4, 5, 6} - by_row(as_released).keys() == {0, 1, 5, 6}
     assert {0, 1, 2, 3, 4, 5, 6} - by_row(as_paper).keys() == {0, 1, 2, 5, 6}
     for recording, n_short in ((as_released, 1), (as_paper, 2)):
-        assert callable(recording.dropped)
-        assert recording.dropped() == {
+        assert recording.dropped == {
             "length outside 450..600 samples": 3,
             f"shorter than the cut at {460 if n_short == 1 else 480} samples": n_short,
         }
@@ -158,7 +165,7 @@ def test_the_unfiltered_file_is_standardised_with_its_own_means(released, tmp_pa
 def test_means_that_do_not_fit_are_refused(released, tmp_path, scale, message):
     eeg = changed(released, tmp_path, lambda loaded: loaded.update(scale))
     with pytest.raises(InputError, match=message):
-        list(read(released, eeg).segments)
+        segments_of(read(released, eeg))
 
 
 def test_steps_say_what_was_done_and_what_is_assumed(released, tmp_path):
@@ -201,9 +208,7 @@ def test_a_subject_filter_does_not_move_the_split(released, tmp_path):
     assert sorted(segments) == list(range(1, 48, 4))
     assert {segment.subject for segment in segments.values()} == {"sub-02"}
 
-    manifest = shards.write_recording(
-        tmp_path / "d", read(released, split_file=released.split_all, subjects=("sub-02",))
-    )
+    manifest = assemble.write(tmp_path / "d", read(released, split_file=released.split_all, subjects=("sub-02",)))
     table = shards.read_segments(tmp_path / "d", manifest)
     images = shards.read_images(tmp_path / "d", manifest)
     result = splits.split(
@@ -306,10 +311,10 @@ def test_bad_rows_are_refused_or_left_out_and_counted(released, tmp_path, value,
             eeg_CL[1, 459] = value
 
     eeg = changed(released, tmp_path, spoil)
-    with pytest.raises(InputError, match=f"row 9: {reason}.*on_bad=drop"):
-        list(read(released, eeg).segments)
+    with pytest.raises(InputError, match=f"row 9: {reason}.*--on-bad drop"):
+        segments_of(read(released, eeg))
     recording = read(released, eeg, on_bad="drop")
-    manifest = shards.write_recording(tmp_path / "d", recording)
+    manifest = assemble.write(tmp_path / "d", recording)
     assert manifest.n_segments == 47
     (counted,) = manifest.dropped.items()
     assert counted[0].startswith(reason)
@@ -399,12 +404,16 @@ def test_a_picture_linked_from_outside_is_refused(own_pictures, tmp_path):
         read(own_pictures)
 
 
-def test_a_truncated_picture_is_named_and_leaves_nothing_behind(own_pictures, tmp_path):
+def test_a_truncated_picture_is_named_and_nothing_finished_is_lost(own_pictures, tmp_path):
     file = min(own_pictures.images.rglob("*.JPEG"))
+    shutil.copy(file, own_pictures.images.parents[0] / "spare.JPEG")
     file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(InputError, match=f"picture '{file.stem}' cannot be decoded"):
-        shards.write_recording(tmp_path / "d", read(own_pictures))
-    assert not (tmp_path / "d").exists()
+    with pytest.raises(InputError, match=rf"picture '{file.stem}' cannot be decoded[^$]*4 of 4 parts are finished"):
+        assemble.write(tmp_path / "d", read(own_pictures))
+    with pytest.raises(InputError, match="not a whole data set"):
+        shards.read_manifest(tmp_path / "d")
+    shutil.copy(own_pictures.images.parents[0] / "spare.JPEG", file)
+    assert assemble.write(tmp_path / "d", read(own_pictures)).n_segments == 48  # goes on with the picture repaired
 
 
 def test_channel_names_come_from_a_text_file(tmp_path):
@@ -412,3 +421,64 @@ def test_channel_names_come_from_a_text_file(tmp_path):
     assert perceivelab.read_channel_names(tmp_path / "names.txt") == CHANNELS
     with pytest.raises(InputError, match=r"gone\.txt cannot be read"):
         perceivelab.read_channel_names(tmp_path / "gone.txt")
+
+
+def test_raw_values_that_are_not_microvolts_are_refused(released, tmp_path):
+    def volts(loaded):
+        loaded.update(means=torch.zeros(3, 1), stddevs=torch.ones(3, 1))
+        for row in loaded["dataset"]:
+            row["eeg"] = row["eeg"] * 2e-5
+
+    eeg = changed(released, tmp_path, volts)
+    with pytest.raises(InputError, match=r"eeg_5_95_std\.pth.*uV.*\bV\b"):
+        read(released, eeg, standardise=False)
+
+
+def mutated(content: bytes, number: int) -> bytes:
+    """A damaged copy: a flipped bit, a missing end, or bytes that changed places."""
+    rng = np.random.default_rng(number)
+    at = int(rng.integers(len(content)))
+    if number % 3 == 0:
+        return content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1 :]
+    if number % 3 == 1:
+        return content[:at]
+    other = int(rng.integers(len(content) - 16))
+    swapped = bytearray(content)
+    at = min(at, len(content) - 16)
+    swapped[at : at + 16], swapped[other : other + 16] = content[other : other + 16], content[at : at + 16]
+    return bytes(swapped)
+
+
+@pytest.mark.filterwarnings("ignore")  # what torch says of damaged files
+def test_no_damaged_file_becomes_a_wrong_data_set_in_silence(tmp_path):
+    """Of 200 damaged files each is refused, or gives the same rows, or differs in the samples of the rows hit."""
+    files = write_perceivelab(tmp_path, subjects=2, classes=2, images_per_class=4, n_chans=3, length_range=(470, 470))
+    whole = {segment.segment_id: segment for segment in segments_of(read(files))}
+    intact, outcomes = files.eeg.read_bytes(), Counter()
+    (tmp_path / "damaged").mkdir()
+    for number in range(200):
+        path = tmp_path / "damaged" / files.eeg.name
+        path.write_bytes(mutated(intact, number))
+        try:
+            found = segments_of(read(files, path))
+        except InputError as error:
+            outcomes["refused" if str(path) in str(error) else f"does not name the file: {error}"] += 1
+            continue
+        assert len(found) == len(whole)
+        n_changed = 0
+        for segment in found:
+            known = whole[segment.segment_id]
+            assert (segment.subject, segment.image_id) == (known.subject, known.image_id)
+            n_changed += not np.array_equal(segment.eeg_CT, known.eeg_CT)
+        assert n_changed <= 4, "damage of 16 bytes in two places"
+        outcomes["equal" if n_changed == 0 else "other samples"] += 1
+    assert set(outcomes) <= {"refused", "equal", "other samples"}
+    assert outcomes["refused"] > 50
+    sums = f"{hashlib.sha256(intact).hexdigest()}  {files.eeg.name}\n"
+    (tmp_path / "damaged" / "SHA256SUMS").write_text(sums)
+    for number in range(0, 30):
+        path.write_bytes(mutated(intact, number))
+        with pytest.raises(InputError, match=r"eeg_5_95_std\.pth is damaged or another version: its sha256 is"):
+            read(files, path)
+    path.write_bytes(intact)
+    assert not any("checksum" in fact for fact in read(files, path).header.facts)

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 from PIL import Image
 
 from eegvision.ingest import pieces, shards
-from eegvision.ingest.pieces import Piece
+from eegvision.ingest.pieces import Cut, Piece
+from eegvision.ingest.places import place
 from eegvision.vocab import InputError
 
 
 def piece(*rows: int) -> Piece:
-    return Piece(path=Path("p"), group=0, place_n=np.arange(len(rows)), row_n=np.array(rows))
+    return Piece(path=place("p"), group=0, place_n=np.arange(len(rows)), row_n=np.array(rows))
 
 
 def rows_of(found: list[Piece]) -> list[list[int]]:
@@ -81,20 +83,69 @@ def test_pieces_hold_every_row_of_a_table_once(tiny_dataset, table, n_rows):
 
 def test_eeg_is_read_from_its_place_over_shards_and_groups(tiny_dataset):
     manifest = shards.read_manifest(tiny_dataset)
-    whole_NCT = np.stack(shards.read_segments(tiny_dataset, manifest, columns=["eeg"])["eeg"].to_numpy())
-    wanted = np.array([3, 63, 64, 99, 100, 159])  # shards of 100 rows, groups of 64: 64 + 36, 60
+    whole_NCT = shards.eeg_array(shards.read_segments(tiny_dataset, manifest, columns=["eeg"])["eeg"])
+    wanted = np.array([3, 63, 64, 79, 80, 159])  # two parts of 80 rows, each in files of 64 and 16
     found = pieces.among(pieces.all_pieces(tiny_dataset, manifest, "segments"), wanted)
-    assert [one.place_n.tolist() for one in found] == [[3, 63], [0, 35], [0, 59]]
-    stored = pieces.read_eeg(found, "none")
+    assert [one.place_n.tolist() for one in found] == [[3, 63], [0, 15], [0], [15]]
+    everything, _ = pieces.cut_of(manifest, (), None, "none")
+    stored = pieces.read_eeg(found, everything)
     assert stored["row"].tolist() == wanted.tolist()
-    np.testing.assert_array_equal(stored["eeg"].reshape(6, -1), whole_NCT.reshape(160, -1)[wanted])
-    z_NCT = pieces.read_eeg(found, "segment-zscore")["eeg"]
+    np.testing.assert_array_equal(stored["eeg"], whole_NCT[wanted])
+    z_NCT = pieces.read_eeg(found, replace(everything, normalise="segment-zscore"))["eeg"]
     np.testing.assert_array_equal(z_NCT, pieces.segment_zscore(stored["eeg"]))
+
+
+def test_channels_and_times_are_cut_where_they_lie_and_the_manifest_follows(tiny_dataset):
+    manifest = shards.read_manifest(tiny_dataset)
+    whole_NCT = shards.eeg_array(shards.read_segments(tiny_dataset, manifest, columns=["eeg"])["eeg"])
+    cut, described = pieces.cut_of(manifest, ("P*", "Oz"), (0.1, 0.2), "none")
+    own = [n for n, name in enumerate(manifest.channels) if name.startswith("P") or name == "Oz"]
+    assert 1 < len(own) < manifest.n_chans
+    assert described.channels == cut.channels == tuple(manifest.channels[n] for n in own)
+    assert described.montage.positions_m == tuple(manifest.montage.positions_m[n] for n in own)
+    assert (described.n_times, described.t_min_s, described.fingerprint) == (20, 0.1, manifest.fingerprint)
+    found = pieces.all_pieces(tiny_dataset, manifest, "segments")
+    np.testing.assert_array_equal(pieces.read_eeg(found, cut)["eeg"], whole_NCT[:, own, 20:40])
+
+
+def test_only_the_bytes_of_the_channels_asked_for_are_read(copy):
+    """Every other channel's bytes are spoilt, and nothing notices."""
+    manifest = shards.read_manifest(copy)
+    found = pieces.all_pieces(copy, manifest, "segments")[:1]
+    footer = pq.read_metadata(found[0].path.path).row_group(0)
+    spans = {footer.column(n).path_in_schema: footer.column(n) for n in range(footer.num_columns)}
+    before = pieces.read_eeg(found, Cut(channels=("Oz",), first=0, stop=88))["eeg"]
+    content = bytearray(Path(found[0].path.path).read_bytes())
+    for name in manifest.channels:
+        if name != "Oz":
+            span = spans[f"eeg.{name}"]
+            content[span.data_page_offset : span.data_page_offset + span.total_compressed_size] = bytes(
+                span.total_compressed_size
+            )
+    Path(found[0].path.path).write_bytes(content)
+    np.testing.assert_array_equal(pieces.read_eeg(found, Cut(channels=("Oz",), first=0, stop=88))["eeg"], before)
+    with pytest.raises(InputError, match="cannot be read"):
+        pieces.read_eeg(found, Cut(channels=(manifest.channels[0],), first=0, stop=88))
+
+
+@pytest.mark.parametrize(
+    ("channels", "window_s", "message"),
+    [
+        (("Ozz",), None, r"data.channels has 'Ozz', but no channel of 'tiny' is called so; it has .*Oz"),
+        (("Q*",), None, r"'Q\*'"),
+        ((), (-0.1, 0.2), "data.window_s is -0.1 to 0.2 s, but segments of 'tiny' last from 0 to 0.44 s"),
+        ((), (0.1, 0.5), "choose a window within"),
+        ((), (0.1001, 0.1002), "choose a window within"),
+    ],
+)
+def test_a_cut_that_does_not_exist_is_refused(tiny_dataset, channels, window_s, message):
+    with pytest.raises(InputError, match=message):
+        pieces.cut_of(shards.read_manifest(tiny_dataset), channels, window_s, "none")
 
 
 def test_damaged_eeg_is_noticed_and_the_shard_named(copy):
     found = pieces.all_pieces(copy, shards.read_manifest(copy), "segments")
-    path = found[0].path
+    path = Path(found[0].path.path)
     column = pq.read_metadata(path).row_group(0).column(8)
     with path.open("r+b") as file:
         file.seek(column.data_page_offset + column.total_compressed_size // 2)
@@ -102,9 +153,9 @@ def test_damaged_eeg_is_noticed_and_the_shard_named(copy):
         file.seek(-1, io.SEEK_CUR)
         file.write(bytes([byte ^ 1]))
     with pytest.raises(
-        InputError, match=r"part-00000\.parquet cannot be read .*(checksum|corrupt).*ingest the data again"
+        InputError, match=r"part-00000-00000\.parquet cannot be read .*(checksum|corrupt).*ingest the data again"
     ):
-        pieces.read_eeg(found[:1], "none")
+        pieces.read_eeg(found[:1], pieces.cut_of(shards.read_manifest(copy), (), None, "none")[0])
 
 
 def test_a_picture_cut_short_is_named(copy):
@@ -123,6 +174,6 @@ def test_a_picture_cut_short_is_named(copy):
 def test_images_are_decoded_squares(tiny_dataset):
     found = pieces.all_pieces(tiny_dataset, shards.read_manifest(tiny_dataset), "images")
     rows = pieces.read_images(found[0], 35)
-    encoded = pq.read_table(found[0].path)["encoded"][4].as_py()
+    encoded = pq.read_table(found[0].path.path)["encoded"][4].as_py()
     expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB").resize((35, 35), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(rows["image"][4], expected.transpose(2, 0, 1))

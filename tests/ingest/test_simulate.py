@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import itertools
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
-from eegvision.ingest.shards import read_manifest, write_recording
+from eegvision.ingest.assemble import write
+from eegvision.ingest.shards import read_manifest
 from eegvision.ingest.simulate import PRESETS, Simulation, simulate
 from eegvision.ingest.stimuli import object_mask
 from eegvision.vocab import InputError
@@ -19,11 +21,15 @@ CLEAN = {"bad_channel_rate": 0.0, "artefact_rate": 0.0, "drift_uV": 0.0}
 NO_PICTURE = {**CLEAN, "snr": 0.0, "n_subjects": 1, "n_classes": 5, "images_per_class": 24, "repetitions": 1}
 
 
+def segments_of(recording):
+    return [segment for part in recording.parts for segment in part.read(Counter())]
+
+
 @functools.cache
 def recorded(**changes):
     """Recording, its segments, and its EEG [N, C, T]."""
     recording = simulate(dataclasses.replace(TINY, **changes))
-    segments = list(recording.segments)
+    segments = segments_of(recording)
     return recording, segments, np.stack([segment.eeg_CT for segment in segments])
 
 
@@ -81,8 +87,8 @@ def test_header_tells_what_the_segments_are():
 def test_the_same_options_give_the_same_recording_however_it_is_read():
     recording, _, eeg_NCT = recorded()
     again = simulate(TINY)
-    next(iter(again.segments))  # begun and left
-    for expected_CT, segment in zip(eeg_NCT, again.segments, strict=True):
+    next(again.parts[0].read(Counter()))  # begun and left
+    for expected_CT, segment in zip(eeg_NCT, segments_of(again), strict=True):
         np.testing.assert_array_equal(segment.eeg_CT, expected_CT)
     assert again.header == recording.header
     assert list(again.stimuli) == list(recording.stimuli)
@@ -92,7 +98,7 @@ def test_the_same_options_give_the_same_recording_however_it_is_read():
 def test_another_seed_gives_other_pictures_and_other_eeg():
     other = simulate(dataclasses.replace(TINY, seed=1))
     assert next(iter(other.stimuli)).encoded != next(iter(recorded()[0].stimuli)).encoded
-    assert np.abs(next(iter(other.segments)).eeg_CT - recorded()[2][0]).mean() > 1
+    assert np.abs(segments_of(other)[0].eeg_CT - recorded()[2][0]).mean() > 1
 
 
 def test_stimuli_and_gaze_belong_to_the_pictures_shown():
@@ -109,7 +115,7 @@ def test_stimuli_and_gaze_belong_to_the_pictures_shown():
 
 
 def test_it_is_written_and_its_truth_comes_back(tmp_path):
-    manifest = write_recording(tmp_path / "tiny", recorded()[0])
+    manifest = write(tmp_path / "tiny", recorded()[0])
     assert (manifest.n_segments, manifest.n_images, manifest.subjects) == (160, 40, ("sub-01", "sub-02"))
     truth = read_manifest(tmp_path / "tiny").truth
     assert truth == json.loads(json.dumps(recorded()[0].header.truth))

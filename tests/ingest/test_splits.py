@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eegvision.ingest.splits import Split, split
-from eegvision.vocab import SPLIT_NAMES, InputError
+from eegvision.ingest.splits import Clock, Split, recordings, split
+from eegvision.vocab import SPLIT_NAMES, InputError, SplitName
 
 SHARES: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0}
 
@@ -19,7 +19,7 @@ SHARES: dict[str, Any] = {"val_fraction": 0.2, "test_fraction": 0.2, "seed": 0}
 def tables(
     classes: int = 4, per_class: int = 5, subjects: int = 2, block: str = "unknown", same: dict[str, str] | None = None
 ) -> tuple[pa.Table, pa.Table]:
-    """Every subject sees every image once; image `c1-i3` is the fourth of class 1; `same` maps an id to its twin."""
+    """Every subject sees every image once, one a second; `c1-i3` is the fourth of class 1; `same` maps ids to twins."""
     ids = [(label, f"c{label}-i{i}") for label in range(classes) for i in range(per_class)]
     images = pa.table(
         {
@@ -35,10 +35,11 @@ def tables(
             "subject": f"sub-{subject:02d}",
             "session": 0,
             "block": number(label, int(image.split("-i")[1])),
+            "onset_s": float(place),
             "image_id": image,
         }
         for subject in range(1, subjects + 1)
-        for label, image in ids
+        for place, (label, image) in enumerate(ids)
     ]
     return pa.Table.from_pylist(rows), images
 
@@ -149,7 +150,7 @@ def test_leave_block_out_tests_a_block_whose_images_are_nowhere_else():
     longer = pa.concat_tables([segments, again.cast(segments.schema)])
     result = split("leave-block-out", longer, images, held_out="3", **SHARES)
     assert len(longer) - 1 not in np.concatenate(list(result.rows.values()))
-    assert "1 segments of other blocks show images of block 3 and are left out" in result.notes
+    assert "1 segments of other blocks show images of the tested block and are left out" in result.notes
 
 
 def test_concept_disjoint_shares_no_class():
@@ -277,3 +278,104 @@ def test_notes_tell_what_could_give_the_answer_away():
     held_out = notes("leave-block-out", "class", held_out="2")
     assert "tested concepts" not in held_out
     assert notes("concept-disjoint", "class", val_fraction=0.25, test_fraction=0.25) == ""
+
+
+def mixed(n_images: int = 200, seed: int = 0) -> tuple[pa.Table, pa.Table]:
+    """Two subjects see every image twice in two sessions, in random order, one every 0.2 s."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for subject in ("sub-01", "sub-02"):
+        for session in (1, 2):
+            for place, image in enumerate(rng.permutation(np.repeat(np.arange(n_images), 2)).tolist()):
+                name = f"{subject}-{session}-{place}"
+                rows.append({"segment_id": name, "subject": subject, "session": session, "block": 0,
+                             "onset_s": 0.2 * place, "image_id": f"i{image}"})  # fmt: skip
+    ids = [f"i{image}" for image in range(n_images)]
+    labels = pa.array([image % 20 for image in range(n_images)], pa.int32())
+    return pa.Table.from_pylist(rows), pa.table({"image_id": ids, "label": labels, "sha256": ids})
+
+
+def nearest_s(result: Split, segments: pa.Table, side: SplitName) -> float:
+    """The shortest time between a training onset and one of `side`, by comparing all pairs."""
+    columns = {name: np.array(segments[name].to_pylist()) for name in ("subject", "session", "onset_s")}
+    train, held = result.rows["train"], result.rows[side]
+    apart = np.abs(columns["onset_s"][train][:, None] - columns["onset_s"][held])
+    for name in ("subject", "session"):
+        apart[columns[name][train][:, None] != columns[name][held]] = np.inf
+    return float(apart.min())
+
+
+@pytest.mark.parametrize("purge_s", [0.0, 0.3])
+def test_no_training_window_is_nearer_than_the_purge(purge_s):
+    segments, images = mixed()
+    shares = {"val_fraction": 0.02, "test_fraction": 0.02, "seed": 0}
+    clock = Clock(duration_s=1.0, purge_s=purge_s)
+    whole = split("by-image", segments, images, clock=Clock(duration_s=1.0), **shares)
+    result = split("time-purged", segments, images, clock=clock, **shares)
+    sides: tuple[SplitName, ...] = ("val", "test")
+    for side in sides:
+        assert nearest_s(whole, segments, side) == pytest.approx(0.2)
+        assert nearest_s(result, segments, side) >= 1.0 + purge_s - 1e-6
+        np.testing.assert_array_equal(result.rows[side], whole.rows[side])
+    kept = set(result.rows["train"].tolist())
+    assert kept < set(whole.rows["train"].tolist())
+    assert f"{len(whole.rows['train']) - len(kept)} of {len(whole.rows['train'])} training segments are purged" in str(
+        result.notes
+    )
+    # Nothing more than needed is lost: what was purged is too near.
+    lost = np.array(sorted(set(whole.rows["train"].tolist()) - kept))
+    for row in lost[:: len(lost) // 50]:
+        alone = Split(rows=whole.rows | {"train": np.array([row])}, notes=())
+        assert min(nearest_s(alone, segments, side) for side in sides) < 1.0 + purge_s
+
+
+def test_a_purge_goes_with_any_rule_and_needs_onsets():
+    segments, images = mixed()
+    result = split(
+        "concept-disjoint", segments, images, val_fraction=0.05, test_fraction=0.05, seed=0,
+        clock=Clock(duration_s=0.2, purge_s=0.0),
+    )  # fmt: skip
+    assert nearest_s(result, segments, "val") >= 0.2 - 1e-6
+    unknown = segments.set_column(4, "onset_s", pa.array([float("nan")] * len(segments)))
+    with pytest.raises(InputError, match=r"data\.purge_s needs the onset of every segment, but 1600 are unknown"):
+        split("by-image", unknown, images, clock=Clock(duration_s=1.0, purge_s=0.0), **SHARES)
+
+
+def test_overlap_with_training_is_named():
+    segments, images = mixed()
+    notes = split("by-image", segments, images, clock=Clock(duration_s=1.0), **SHARES).notes
+    assert any("training segments share samples with a validation or test segment" in note for note in notes)
+    unknown = segments.set_column(4, "onset_s", pa.array([float("nan")] * len(segments)))
+    assert any("onsets are unknown" in note for note in split("by-image", unknown, images, **SHARES).notes)
+
+
+def test_clocks_that_start_anew_in_every_block_are_told_apart():
+    def of(onset_s):
+        subjects, sessions = np.array(["a"] * 4), np.zeros(4, dtype=int)
+        return recordings(subjects, sessions, np.array([0, 0, 1, 1]), np.array(onset_s)).tolist()
+
+    assert of([0.0, 1.0, 2.0, 3.0]) == [0, 0, 0, 0]
+    assert len(set(of([0.0, 1.0, 0.5, 1.5]))) == 2
+    assert of([0.0, 1.0, np.nan, 3.0])[2] == -1
+
+
+def test_leave_session_out_tests_a_session_whose_images_are_nowhere_else():
+    segments, images = mixed(40)
+    second = pa.Table.from_pylist(
+        [row for row in segments.to_pylist() if (row["session"] == 2) == (row["image_id"] < "i2")]
+    )
+    result = split("leave-session-out", second, images, held_out="2", **SHARES)
+    assert shown(result, second, "session")["test"] == {2}
+    sides = shown(result, second)
+    assert sides["test"] == {f"i{n}" for n in range(40) if f"i{n}" < "i2"}
+    assert not sides["test"] & (sides["train"] | sides["val"])
+    with pytest.raises(InputError, match=r"no session '3' in the data; data\.held_out must be one of 1, 2"):
+        split("leave-session-out", second, images, held_out="3", **SHARES)
+
+
+def test_zero_shot_can_hold_out_a_subject_as_well():
+    segments, images = mixed(100)
+    published = {"test": [f"i{n}" for n in range(100) if n % 20 < 4]}
+    result = split("zero-shot", segments, images, published=published, held_out="sub-02", **SHARES)
+    assert shown(result, segments, "subject") == {"train": {"sub-01"}, "val": {"sub-01"}, "test": {"sub-02"}}
+    assert shown(result, segments)["test"] == set(published["test"])

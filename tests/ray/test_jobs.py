@@ -16,7 +16,7 @@ import generators
 from eegvision import checkpoint
 from eegvision.config import RunConfig, SweepConfig
 from eegvision.distributed import fit_here
-from eegvision.ingest import shards, simulate
+from eegvision.ingest import assemble, simulate
 from eegvision.study import run_study
 from eegvision.vocab import InputError
 
@@ -40,7 +40,7 @@ def space(trial):
 def home(tmp_path_factory):
     """A home with the data set `tiny` and a small search space."""
     home = tmp_path_factory.mktemp("home")
-    shards.write_recording(home / "datasets" / "tiny", simulate.simulate(simulate.PRESETS["tiny"], "tiny"))
+    assemble.write(home / "datasets" / "tiny", simulate.simulate(simulate.PRESETS["tiny"], "tiny"))
     (home / "space.py").write_text(SPACE)
     return home
 
@@ -137,7 +137,8 @@ def test_a_sweep_whose_driver_was_killed_goes_on_with_the_same_command(home):
     for name in before.keys() & trials.keys():
         # Pass by pass the same, to the last digit and to the time it took: none was made twice.
         assert trials[name][: len(before[name])] == before[name]
-        assert len(trials[name]) == 12 or not (folder / "trials" / name / "end.json").exists()
+        status = json.loads((folder / "trials" / name / "end.json").read_text())["status"]
+        assert (len(trials[name]), status) == (12, "finished") or status == "stopped early"
     best = json.loads((folder / "best.json").read_text())["trial"]
     top = max(max(done["val/top1"] for done in passes) for passes in trials.values())
     assert max(done["val/top1"] for done in trials[best]) == top

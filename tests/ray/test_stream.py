@@ -9,6 +9,8 @@ import pytest
 from eegvision import stream
 from eegvision.config import DataConfig
 from eegvision.ingest import pieces, shards
+from eegvision.ingest.places import place
+from eegvision.stream import spread
 from eegvision.vocab import InputError
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -21,10 +23,11 @@ def tiny(tiny_dataset) -> DataConfig:
 
 def test_ray_data_gives_what_threads_give_in_the_same_order(tiny_dataset):
     found = pieces.all_pieces(tiny_dataset, shards.read_manifest(tiny_dataset), "segments")
-    assert len(found) == 3
+    assert len(found) == 4
     plan = [found[2:], found[:1], found[1:2]]
-    work = partial(pieces.read_eeg, normalise="segment-zscore")
-    alone, together = (list(stream.in_order(plan, work, on_cluster=where)) for where in (False, True))
+    cut, _ = pieces.cut_of(shards.read_manifest(tiny_dataset), (), None, "segment-zscore")
+    work = partial(pieces.read_eeg, cut=cut)
+    alone, together = (list(spread.in_order(plan, work, on_cluster=where)) for where in (False, True))
     for name in ("row", "eeg"):
         left, right = (np.concatenate([rows[name] for rows in parts]) for parts in (alone, together))
         np.testing.assert_array_equal(left, right)
@@ -33,9 +36,9 @@ def test_ray_data_gives_what_threads_give_in_the_same_order(tiny_dataset):
 @pytest.mark.parametrize("on_cluster", [False, True])
 def test_damage_found_by_a_task_reaches_the_user_as_it_is(tiny_dataset, on_cluster):
     (gone,) = pieces.all_pieces(tiny_dataset, shards.read_manifest(tiny_dataset), "images")
-    gone = dataclasses.replace(gone, path=tiny_dataset / "images" / "part-00009.parquet")
+    gone = dataclasses.replace(gone, path=place(tiny_dataset / "images" / "part-00009.parquet"))
     with pytest.raises(InputError, match=r"^shard .*part-00009\.parquet cannot be read") as caught:
-        list(stream.in_order([gone], partial(pieces.read_images, side_px=8), on_cluster=on_cluster))
+        list(spread.in_order([gone], partial(pieces.read_images, side_px=8), on_cluster=on_cluster))
     assert type(caught.value) is InputError
 
 
@@ -46,7 +49,7 @@ def test_damage_found_by_the_shelf_reaches_the_user_as_it_is():
         raise InputError("shard x is damaged")
 
     with pytest.raises(InputError, match=r"^shard x is damaged$") as caught:
-        stream._shared(("broken",), broken)
+        spread.shared(("broken",), broken)
     assert type(caught.value) is InputError
 
 
@@ -85,9 +88,9 @@ def test_workers_that_hold_every_cpu_are_served(tiny, ray_local, residency):
 
 
 def test_arrays_outlive_their_shelf_and_are_made_again(ray_local):
-    first = stream._shared(("numbers",), lambda: np.arange(1e6))
+    first = spread.shared(("numbers",), lambda: np.arange(1e6))
     context = ray_local.get_runtime_context()
-    ray_local.kill(stream._shelf(context.gcs_address, context.get_job_id()))  # as when its creator, a trial, ends
-    second = stream._shared(("numbers",), lambda: np.arange(1e6))
+    ray_local.kill(spread._shelf(context.gcs_address, context.get_job_id()))  # as when its creator, a trial, ends
+    second = spread.shared(("numbers",), lambda: np.arange(1e6))
     assert first.ctypes.data != second.ctypes.data
     assert first.sum() == second.sum() == 499999500000

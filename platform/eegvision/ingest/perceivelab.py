@@ -14,19 +14,26 @@ import zipfile
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
+from eegvision.ingest import prepare
 from eegvision.ingest.pictures import read_picture
-from eegvision.ingest.shards import Header, Recording
-from eegvision.vocab import SPLIT_NAMES, InputError, Montage, Segment, Stimulus
+from eegvision.ingest.sources import Drops, Header, OnBad, Part, Recording, check_sums, file_key
+from eegvision.vocab import SPLIT_NAMES, InputError, Montage, Segment, Stimulus, Unit
 
 SFREQ_HZ = 1000.0
 # Rows the released code keeps; others are recordings that were cut off or ran on.
 MIN_SAMPLES, MAX_SAMPLES = 450, 600
+_CRITIQUE = (
+    "The classes of this recording were shown in blocks, one after the other, and the files do not say when: slow "
+    "drifts can name the class (Li et al., TPAMI 2021, arXiv 1812.07697)."
+)
+_CHECKED_ROWS = 64  # whose samples are held against the unit and the rate
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
 _REMEDY = "take data and splits from one release, as PerceiveLab published them"
 
@@ -76,7 +83,7 @@ def read(
     cut: str = "20:460",
     standardise: bool = True,
     channels: Sequence[str] | None = None,
-    on_bad: Literal["fail", "drop"] = "fail",
+    on_bad: OnBad = "fail",
 ) -> Recording:
     """Read one of PerceiveLab's EEG files and the pictures it names.
 
@@ -99,8 +106,10 @@ def read(
         InputError: a file is missing or holds something else than described; images, labels and rows disagree; the
             split names rows that are not there, or one image on two sides; a picture is missing.
     """
+    source = Path(source)
     start, stop = _parse_cut(cut)
-    file = _read_file(Path(source))
+    facts = check_sums([path for path in (source, split_file) if path and path.is_file()], source.parent)
+    file = _read_file(source)
     names = tuple(ACTICAP_128 if channels is None else channels)
     rows, dropped = _select(file, subjects, len(names), stop)
     published, split_steps = _published(file, split_file, split_index)
@@ -112,6 +121,9 @@ def read(
         {"step": "channel names", "basis": "assumed: actiCAP RNP-BA-128 order" if channels is None else "given"},
         *split_steps,
     )
+    unit: Unit = "zscore" if file.scale is None or standardise else "uV"
+    window = slice(start, stop)
+    facts += _doubts(file, rows[:_CHECKED_ROWS], window, standardise, names, unit)
     header = Header(
         name=file.path.stem,
         dialect="perceivelab",
@@ -120,19 +132,34 @@ def read(
         sfreq_hz=SFREQ_HZ,
         t_min_s=start / SFREQ_HZ,
         n_times=stop - start,
-        unit="zscore" if file.scale is None or standardise else "uV",
+        unit=unit,
         steps=steps,
         classes=file.classes,
         published=published,
+        facts=facts,
+        critique=_CRITIQUE,
     )
     paths = _find_pictures(Path(images), sorted({row.image for row in rows}))
-    scale = file.scale if standardise else None
-    return Recording(
-        header=header,
-        segments=_segments(file.path, rows, slice(start, stop), scale, on_bad, dropped),
-        stimuli=_stimuli(paths, file.classes),
-        dropped=lambda: dropped,
-    )
+    parts = _parts(source, rows, window, standardise, on_bad)
+    return Recording(header=header, parts=parts, stimuli=_stimuli(paths, file.classes), dropped=dropped)
+
+
+def _parts(source: Path, rows: Sequence[_Row], window: slice, standardise: bool, on_bad: OnBad) -> list[Part]:
+    """Make a part of every subject's rows."""
+    key = f"{file_key(source)} {window.start}:{window.stop} {standardise} {on_bad}"
+    parts = []
+    for subject in sorted({row.subject for row in rows}):
+        numbers = tuple(row.number for row in rows if row.subject == subject)
+        parts.append(
+            Part(
+                name=subject,
+                rows=len(numbers),
+                read=partial(_segments, source, numbers, window, standardise, on_bad),
+                key=f"{key} {len(numbers)}",
+                peak_bytes=source.stat().st_size + (512 << 20),
+            )
+        )
+    return parts
 
 
 def read_channel_names(path: Path) -> tuple[str, ...]:
@@ -174,6 +201,14 @@ def _load(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def _read_file(path: Path) -> _File:
+    """Return the file's rows; kept until another file is asked for, because every part reads the same one."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; check the path")
+    return _parsed(path, file_key(path))
+
+
+@lru_cache(maxsize=1)
+def _parsed(path: Path, version: str) -> _File:  # noqa: ARG001  (a replaced file is read anew)
     loaded = _load(path, ("dataset", "labels", "images"))
     for key in ("labels", "images"):
         values = loaded[key]
@@ -229,13 +264,13 @@ def _index(entry: dict[str, Any], key: str, count: int, where: str) -> int:
     return value
 
 
-def _select(file: _File, subjects: Sequence[str], n_chans: int, stop: int) -> tuple[list[_Row], Counter[str]]:
+def _select(file: _File, subjects: Sequence[str], n_chans: int, stop: int) -> tuple[list[_Row], Drops]:
     present = sorted({row.subject for row in file.rows})
     for subject in subjects:
         if subject not in present:
             raise InputError(f"{file.path} has no subject {subject!r}; present are {', '.join(present)}")
     kept: list[_Row] = []
-    dropped: Counter[str] = Counter()
+    dropped: Drops = Counter()
     for row in file.rows:
         if subjects and row.subject not in subjects:
             continue
@@ -319,14 +354,28 @@ def _source_steps(file: _File, standardise: bool) -> Iterator[dict[str, Any]]:
         yield {"step": "unit", "basis": "assumed: the file's raw values are microvolts"}
 
 
+def _doubts(
+    file: _File, rows: Sequence[_Row], window: slice, standardise: bool, channels: tuple[str, ...], unit: Unit
+) -> tuple[str, ...]:
+    """Hold unit and rate against the samples of some rows; return what could not be checked."""
+    own = [row.eeg_CL.to(torch.float32) for row in rows]
+    if file.scale is not None and standardise:
+        own = [_standardised(eeg_CL, *file.scale, f"{file.path}, row {rows[0].number}") for eeg_CL in own]
+    eeg_NCT = np.stack([eeg_CL[:, window].numpy() for eeg_CL in own])
+    finite_NCT = eeg_NCT[np.isfinite(eeg_NCT).all(axis=(1, 2))]
+    if not len(finite_NCT):  # every row says so itself when it is read
+        return ()
+    t_min_s = window.start / SFREQ_HZ
+    signal = prepare.Signal(eeg=finite_NCT, channels=channels, sfreq_hz=SFREQ_HZ, t_min_s=t_min_s, unit=unit)
+    return prepare.check_samples(signal, str(file.path))
+
+
 def _segments(
-    path: Path,
-    rows: Sequence[_Row],
-    window: slice,
-    scale: tuple[torch.Tensor, torch.Tensor] | None,
-    on_bad: Literal["fail", "drop"],
-    dropped: Counter[str],
+    path: Path, numbers: Sequence[int], window: slice, standardise: bool, on_bad: OnBad, dropped: Drops
 ) -> Iterator[Segment]:
+    file = _read_file(path)
+    rows = [file.rows[number] for number in numbers]
+    scale = file.scale if standardise else None
     shown: Counter[tuple[str, str]] = Counter()
     for row in rows:
         eeg_CL = row.eeg_CL.to(torch.float32)
@@ -339,7 +388,7 @@ def _segments(
         elif (eeg_CT == eeg_CT[:, :1]).all():
             fault = "EEG constant in every channel"
         if fault and on_bad == "fail":
-            raise InputError(f"{path}, row {row.number}: {fault}; drop such rows (on_bad=drop), or repair the file")
+            raise InputError(f"{path}, row {row.number}: {fault}; drop such rows (--on-bad drop), or repair the file")
         if fault:
             dropped[fault] += 1
             continue

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from eegvision.ingest import pictures
-from eegvision.ingest.shards import Manifest
-from eegvision.vocab import InputError
+from eegvision.ingest.places import Place, place
+from eegvision.ingest.shards import Manifest, eeg_array
+from eegvision.vocab import InputError, Montage
 
 Rows = dict[str, np.ndarray]
 
@@ -23,10 +24,63 @@ Rows = dict[str, np.ndarray]
 class Piece:
     """Some rows of one row group of a shard: their places in the group, and the rows they are wanted as."""
 
-    path: Path
+    path: Place
     group: int
     place_n: np.ndarray
     row_n: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Which channels and samples of every segment are read, and whether they are standardised."""
+
+    channels: tuple[str, ...]
+    first: int
+    stop: int
+    normalise: Literal["segment-zscore", "none"] = "none"
+
+
+def cut_of(
+    manifest: Manifest,
+    channels: Sequence[str],
+    window_s: tuple[float, float] | None,
+    normalise: Literal["segment-zscore", "none"],
+) -> tuple[Cut, Manifest]:
+    """Return what to read of every segment, and the manifest of what that gives.
+
+    Args:
+        channels: names, or patterns such as `O*`; none means all. The data set's order is kept.
+        window_s: from (included) and to (not included), after stimulus onset; None means all.
+    Raises:
+        InputError: a name or pattern fits no channel, or the window holds no sample or leaves the segment.
+    """
+    for name in channels:
+        if not any(fnmatchcase(channel, name) for channel in manifest.channels):
+            raise InputError(
+                f"data.channels has {name!r}, but no channel of {manifest.name!r} is called so; it has "
+                f"{', '.join(manifest.channels)}"
+            )
+    chosen = [
+        n
+        for n, channel in enumerate(manifest.channels)
+        if not channels or any(fnmatchcase(channel, name) for name in channels)
+    ]
+    first, stop = 0, manifest.n_times
+    if window_s is not None:
+        first, stop = (int(np.ceil(round((edge_s - manifest.t_min_s) * manifest.sfreq_hz, 6))) for edge_s in window_s)
+        if not 0 <= first < stop <= manifest.n_times:
+            end_s = manifest.t_min_s + manifest.n_times / manifest.sfreq_hz
+            raise InputError(
+                f"data.window_s is {window_s[0]:g} to {window_s[1]:g} s, but segments of {manifest.name!r} last from "
+                f"{manifest.t_min_s:g} to {end_s:g} s after onset; choose a window within"
+            )
+    montage = Montage(
+        channels=tuple(manifest.channels[n] for n in chosen),
+        positions_m=tuple(manifest.montage.positions_m[n] for n in chosen) if manifest.montage.positions_m else (),
+    )
+    t_min_s = manifest.t_min_s + first / manifest.sfreq_hz
+    cut = Cut(channels=montage.channels, first=first, stop=stop, normalise=normalise)
+    return cut, replace(manifest, montage=montage, n_times=stop - first, t_min_s=t_min_s)
 
 
 def segment_zscore(eeg_NCT: np.ndarray) -> np.ndarray:
@@ -58,16 +112,23 @@ def square(pixel_HW3: np.ndarray, side_px: int) -> np.ndarray:
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def all_pieces(root: Path, manifest: Manifest, table: str) -> list[Piece]:
-    """List the row groups of a table (`segments` or `images`); their rows count from the table's first."""
+def all_pieces(root: Place | Path, manifest: Manifest, table: str) -> list[Piece]:
+    """List the row groups of a table (`segments` or `images`); their rows count from the table's first.
+
+    Raises:
+        InputError: a shard is missing or damaged.
+    """
     pieces: list[Piece] = []
     n_rows = 0
     for shard in manifest.shards:
         if not shard.path.startswith(f"{table}/"):
             continue
-        path = root / shard.path
-        with pq.ParquetFile(path) as file:
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        path = place(root) / shard.path
+        try:
+            with path.parquet() as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise _unreadable(path, error) from error
         for group, size in enumerate(sizes):
             place_n = np.arange(size)
             pieces.append(Piece(path=path, group=group, place_n=place_n, row_n=n_rows + place_n))
@@ -97,17 +158,21 @@ def cut(pieces: Iterable[Piece], first: int, stop: int) -> list[Piece]:
     return found
 
 
-def read_eeg(pieces: Sequence[Piece], normalise: Literal["segment-zscore", "none"]) -> Rows:
-    """Return `row` [n] and `eeg` [n,C,T] float32, normalised, of the pieces in their order.
+def read_eeg(pieces: Sequence[Piece], cut: Cut) -> Rows:
+    """Return `row` [n] and `eeg` [n,C,T] float32 of the pieces in their order.
+
+    Only the bytes of the channels asked for are read; of a channel, a row group's samples lie together, so times are
+    cut from what was read before anything is copied.
 
     Raises:
         InputError: a shard is missing or damaged (page checksums are compared).
     """
     parts = []
+    columns, times = [f"eeg.{name}" for name in cut.channels], slice(cut.first, cut.stop)
     for piece in pieces:
-        eeg_NCT = _read_group(piece, ["eeg"])["eeg"].combine_chunks().to_numpy_ndarray()
+        eeg_NCT = eeg_array(_read_group(piece, columns)["eeg"], cut.channels, times)
         eeg_nCT = eeg_NCT if len(piece.place_n) == len(eeg_NCT) else eeg_NCT[piece.place_n]
-        parts.append(segment_zscore(eeg_nCT) if normalise == "segment-zscore" else eeg_nCT)
+        parts.append(segment_zscore(eeg_nCT) if cut.normalise == "segment-zscore" else eeg_nCT)
     return {"row": np.concatenate([piece.row_n for piece in pieces]), "eeg": np.concatenate(parts)}
 
 
@@ -125,7 +190,11 @@ def read_images(piece: Piece, side_px: int) -> Rows:
 
 def _read_group(piece: Piece, columns: list[str]) -> pa.Table:
     try:
-        with pq.ParquetFile(piece.path, page_checksum_verification=True) as file:
+        with piece.path.parquet() as file:
             return file.read_row_group(piece.group, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException, ValueError, TypeError) as error:
-        raise InputError(f"shard {piece.path} cannot be read ({error}); restore it or ingest the data again") from error
+        raise _unreadable(piece.path, error) from error
+
+
+def _unreadable(path: Place, error: Exception) -> InputError:
+    return InputError(f"shard {path} cannot be read ({error}); restore it or ingest the data again")

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import scipy.fft
 
 from eegvision.ingest import responses, stimuli
-from eegvision.ingest.shards import Header, Recording
+from eegvision.ingest.sources import Drops, Header, Part, Recording
 from eegvision.vocab import Fixation, InputError, Montage, Segment, Stimulus
 
 _GAP_S = 0.06  # between the end of a segment and the next picture
@@ -33,6 +35,7 @@ _NOISE_UV = 8.0  # rms over channels and time of all that is not evoked, drift o
 _NOISE_SHARES = {"background": 0.65, "alpha": 0.25, "sensor": 0.10}  # of the noise's variance
 _N_BACKGROUND = 48  # dipoles of the 1/f background
 _BLINK_UV = 110.0
+_PART_ROWS = 2048  # segments that are made, or made again after an interruption, at a time
 _N_WAVES = 6  # sinusoids that make up each channel's drift
 
 _ALPHA_SITES = ("POz", "PO3", "PO4", "Pz", "P3", "P4")
@@ -190,10 +193,6 @@ def simulate(options: Simulation, name: str = "demo") -> Recording:
         },
     )
 
-    def segments() -> Iterator[Segment]:
-        for subject in subjects:
-            yield from subject.record(options, ids, amplitude_MK)
-
     def pictures() -> Iterator[Stimulus]:
         for image_id, scene in zip(ids, scenes, strict=True):
             encoded = stimuli.encode(stimuli.draw(scene, options.image_px))
@@ -206,7 +205,30 @@ def simulate(options: Simulation, name: str = "demo") -> Recording:
                 for row, column in stimuli.gaze(scene, viewer, options.image_px, rng):
                     yield Fixation(image_id=image_id, viewer=f"viewer-{viewer + 1}", row_px=row, column_px=column)
 
-    return Recording(header=header, segments=_Again(segments), stimuli=_Again(pictures), fixations=_Again(fixations))
+    parts = [
+        Part(
+            name=f"{subject.name} segments {first} to {stop - 1}",
+            rows=stop - first,
+            read=partial(_record, subject, options, ids, amplitude_MK, range(first, stop)),
+            key=f"{options}",
+        )
+        for subject in subjects
+        for first, stop in itertools.pairwise(
+            [*range(0, len(subject.schedule.image), _PART_ROWS), len(subject.schedule.image)]
+        )
+    ]
+    return Recording(header=header, parts=parts, stimuli=_Again(pictures), fixations=_Again(fixations))
+
+
+def _record(
+    subject: _Subject,
+    options: Simulation,
+    ids: list[str],
+    amplitude_MK: np.ndarray,
+    orders: range,
+    dropped: Drops,  # noqa: ARG001  (nothing is)
+) -> Iterator[Segment]:
+    return subject.record(options, ids, amplitude_MK, orders)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,11 +289,12 @@ class _Subject:
         known = {name: getattr(self, name) for name in ("gain", "latency_s", "alpha_hz", "alpha_gain")}
         return {**known, "bad_channels": bad}
 
-    def record(self, options: Simulation, ids: list[str], amplitude_MK: np.ndarray) -> Iterator[Segment]:
+    def record(self, options: Simulation, ids: list[str], amplitude_MK: np.ndarray, orders: range) -> Iterator[Segment]:
         """Yield the subject's segments in the order of recording."""
         plan = self.schedule
         spectrum = _pink_spectrum(options.n_times, options.sfreq_hz)
-        for order, image in enumerate(plan.image.tolist()):
+        for order in orders:
+            image = int(plan.image[order])
             session = int(plan.session[order])
             yield Segment(
                 segment_id=self.segment_id(order),

@@ -6,6 +6,7 @@ A rule looks at ids, labels and content hashes alone, so the same data in anothe
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from eegvision.vocab import SPLIT_NAMES, InputError, SplitName, SplitRule
+
+_UNITS: dict[str, str] = {"leave-block-out": "block", "leave-session-out": "session"}
 
 Sides = dict[str, SplitName]  # image id (or concept) -> its side; absent: on no side
 
@@ -24,6 +27,14 @@ class Split:
 
     rows: dict[SplitName, np.ndarray]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """How long a segment's window is, and how far training windows stay from others (None: no matter how far)."""
+
+    duration_s: float
+    purge_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +51,7 @@ class _Segments:
     subject_N: np.ndarray
     session_N: np.ndarray
     block_N: np.ndarray
+    onset_N: np.ndarray
     is_used_N: np.ndarray
 
 
@@ -54,21 +66,27 @@ def split(
     held_out: str | None = None,
     subjects: Sequence[str] = (),
     published: Mapping[str, Sequence[str]] | None = None,
+    clock: Clock | None = None,
 ) -> Split:
     """Split the segments of a data set by a rule.
 
     - `by-image`: a share of the images of every class on each side.
     - `published`: the sides in the manifest; images on none are left out.
     - `leave-subject-out`: as `by-image`, but test holds the subject `held_out` alone, which is nowhere else.
-    - `leave-block-out`: test is block `held_out`; its images leave the other sides; val is a share of the rest.
+    - `leave-block-out`, `leave-session-out`: test is the block or session of number `held_out`; its images leave the
+      other sides; val is a share of the rest.
     - `concept-disjoint`: a share of the classes on each side.
-    - `zero-shot`: test is the published one; val is a share of the classes not tested, train has the others.
+    - `time-purged`: as `by-image`, with a purge.
+    - `zero-shot`: test is the published one; val is a share of the classes not tested, train has the others. With
+      `held_out`, test holds that subject alone, which is nowhere else.
 
-    Shares are of the whole data set, whatever `subjects` are used, so one subject's test images are everybody's.
-    Where the rule itself fixes the test side, `val_fraction` is of what remains and `test_fraction` has no part.
+    A purge (`clock.purge_s`, with any rule) leaves out training segments whose window is nearer in time than that to
+    a window of val or test in the same recording. Shares are of the whole data set, whatever `subjects` are used, so
+    one subject's test images are everybody's. Where the rule itself fixes the test side, `val_fraction` is of what
+    remains and `test_fraction` has no part.
 
     Args:
-        segments: columns segment_id, subject, session, block, image_id.
+        segments: columns segment_id, subject, session, block, onset_s, image_id.
         images: columns image_id, label, sha256.
         seed: of the draw; the same ids and seed give the same split in any row order.
         subjects: those to use; none means all.
@@ -76,37 +94,42 @@ def split(
         InputError: unknown subject or block, a side without segments, a rule the data cannot serve, or one
             picture (equal sha256) on two sides.
     """
-    published = published or {}
-    assert (held_out is not None) == (rule in ("leave-subject-out", "leave-block-out")), (rule, held_out)
+    published, clock = published or {}, clock or Clock(duration_s=0.0)
+    needs_held_out = rule in ("leave-subject-out", "leave-block-out", "leave-session-out")
+    assert (held_out is not None) == needs_held_out or rule == "zero-shot", (rule, held_out)
+    held_subject = held_out if rule in ("leave-subject-out", "zero-shot") else None
     known = _Images(
         label=dict(zip(images["image_id"].to_pylist(), images["label"].to_pylist(), strict=True)),
         content=_content(images),
     )
-    rows = _segments(segments, subjects, held_out if rule == "leave-subject-out" else None)
+    rows = _segments(segments, subjects, held_subject)
+    held_N = _held_rows(rule, rows, str(held_out)) if rule in _UNITS else np.zeros(len(rows.image_N), dtype=bool)
     notes: list[str] = []
     if rule == "published":
         sides = _published(published, known, notes)
-    elif rule == "leave-block-out":
-        sides = _leave_block_out(rows, known, _block_number(rows, str(held_out)), val_fraction, seed, notes)
+    elif rule in _UNITS:
+        sides = _leave_out(rule, rows, known, held_N, val_fraction, seed, notes)
     elif rule == "concept-disjoint":
         sides = _concept_disjoint(known, known.label, val_fraction, test_fraction, seed)
     elif rule == "zero-shot":
         sides = _zero_shot(published, known, val_fraction, seed, notes)
     else:
-        assert rule in ("by-image", "leave-subject-out"), f"unknown split rule {rule!r}"
+        assert rule in ("by-image", "leave-subject-out", "time-purged"), f"unknown split rule {rule!r}"
         sides = _by_image(known, known.label, val_fraction, test_fraction, seed)
     _refuse_shared_content(rule, sides, known)
 
     side_N = np.array([sides.get(image, "") for image in rows.image_N])
     side_N[~rows.is_used_N] = ""
-    if rule == "leave-subject-out":
-        side_N[(rows.subject_N == held_out) != (side_N == "test")] = ""
-    if rule == "leave-block-out":
+    if held_subject is not None:
+        side_N[(rows.subject_N == held_subject) != (side_N == "test")] = ""
+    if rule in _UNITS:
         # A tested image may have been shown in other blocks as well: those segments are on no side.
-        side_N[(side_N == "test") & (rows.block_N != _block_number(rows, str(held_out)))] = ""
+        side_N[(side_N == "test") & ~held_N] = ""
+    if clock.purge_s is not None:
+        _purge(rows, side_N, clock.duration_s + clock.purge_s, notes)
     by_side: dict[SplitName, np.ndarray] = {side: np.flatnonzero(side_N == side) for side in SPLIT_NAMES}
     _refuse_empty(rule, by_side, subjects)
-    notes += _leaks(rows, side_N, known)
+    notes += _leaks(rows, side_N, known, clock)
     return Split(rows=by_side, notes=tuple(notes))
 
 
@@ -130,6 +153,7 @@ def _segments(segments: pa.Table, subjects: Sequence[str], held_out: str | None)
         subject_N=subject_N,
         session_N=segments["session"].to_numpy(),
         block_N=segments["block"].to_numpy(),
+        onset_N=segments["onset_s"].to_numpy(),
         is_used_N=np.array([name in chosen for name in subject_N.tolist()], dtype=bool),
     )
 
@@ -158,32 +182,89 @@ def _published(published: Mapping[str, Sequence[str]], known: _Images, notes: li
     return {image: side for image, side in sides.items() if image in known.label}
 
 
-def _leave_block_out(
-    rows: _Segments, known: _Images, block: int, val_share: float, seed: int, notes: list[str]
+def _leave_out(
+    rule: SplitRule, rows: _Segments, known: _Images, held_N: np.ndarray, val_share: float, seed: int, notes: list[str]
 ) -> Sides:
-    used = list(zip(rows.image_N, rows.block_N.tolist(), rows.is_used_N.tolist(), strict=True))
-    tested = {image for image, number, is_used in used if is_used and number == block}
-    elsewhere = sum(is_used and number != block and image in tested for image, number, is_used in used)
+    used = list(zip(rows.image_N, held_N.tolist(), rows.is_used_N.tolist(), strict=True))
+    tested = {image for image, is_held, is_used in used if is_used and is_held}
+    elsewhere = sum(is_used and not is_held and image in tested for image, is_held, is_used in used)
     if elsewhere:
-        notes.append(f"{elsewhere} segments of other blocks show images of block {block} and are left out")
+        unit = _UNITS[rule]
+        notes.append(f"{elsewhere} segments of other {unit}s show images of the tested {unit} and are left out")
     sides = _by_image(known, known.label.keys() - tested, val_share, 0.0, seed)
     for image in tested:
         sides[image] = "test"
     return sides
 
 
-def _block_number(rows: _Segments, held_out: str) -> int:
-    if (rows.block_N[rows.is_used_N] < 0).any():
+def _held_rows(rule: SplitRule, rows: _Segments, held_out: str) -> np.ndarray:
+    """Return which rows belong to the block or session held out."""
+    unit = _UNITS[rule]
+    number_N = rows.block_N if unit == "block" else rows.session_N
+    if (number_N[rows.is_used_N] < 0).any():
         raise InputError(
-            "data.split leave-block-out needs the block of every segment, but some are unknown (-1) in this data "
-            "set; choose another rule, or ingest from a source that tells the blocks"
+            f"data.split {rule} needs the {unit} of every segment, but some are unknown (-1) in this data "
+            f"set; choose another rule, or ingest from a source that tells the {unit}s"
         )
-    present = np.unique(rows.block_N[rows.is_used_N]).tolist()
+    present = np.unique(number_N[rows.is_used_N]).tolist()
     if held_out not in map(str, present):
         raise InputError(
-            f"there is no block {held_out!r} in the data; data.held_out must be one of {', '.join(map(str, present))}"
+            f"there is no {unit} {held_out!r} in the data; data.held_out must be one of {', '.join(map(str, present))}"
         )
-    return int(held_out)
+    return number_N == int(held_out)
+
+
+def recordings(subject_N: np.ndarray, session_N: np.ndarray, block_N: np.ndarray, onset_N: np.ndarray) -> np.ndarray:
+    """Number the stretches of time that share a clock: sessions, or their blocks where onsets start anew in each.
+
+    Returns:
+        int64 [N]; -1 where the onset is unknown.
+    """
+    key_N = np.unique(np.stack([np.unique(subject_N, return_inverse=True)[1], session_N]), axis=1, return_inverse=True)[
+        1
+    ]
+    key_N = key_N.reshape(-1).astype(np.int64)
+    for key in np.unique(key_N):
+        own = np.flatnonzero((key_N == key) & np.isfinite(onset_N))
+        spans = [(onset_N[own[block_N[own] == block]]) for block in np.unique(block_N[own])]
+        edges = sorted((span.min(), span.max()) for span in spans)
+        if any(later[0] < earlier[1] for earlier, later in itertools.pairwise(edges)):  # blocks lie upon each other
+            key_N[own] = key_N.max() + 1 + np.unique(block_N[own], return_inverse=True)[1]
+    key_N[~np.isfinite(onset_N)] = -1
+    return key_N
+
+
+def _near(rows: _Segments, side_N: np.ndarray, within_s: float) -> np.ndarray:
+    """Return which training rows begin less than `within_s` from a row of val or test in the same recording."""
+    key_N = recordings(rows.subject_N, rows.session_N, rows.block_N, rows.onset_N)
+    is_near_N = np.zeros(len(side_N), dtype=bool)
+    for key in np.unique(key_N[key_N >= 0]):
+        of_key_N = key_N == key
+        train = np.flatnonzero(of_key_N & (side_N == "train"))
+        held_s = np.sort(rows.onset_N[of_key_N & ((side_N == "val") | (side_N == "test"))])
+        if len(held_s) and len(train):
+            after = np.searchsorted(held_s, rows.onset_N[train])
+            next_s = held_s[np.minimum(after, len(held_s) - 1)]
+            last_s = held_s[np.maximum(after - 1, 0)]
+            gap_s = np.minimum(np.abs(next_s - rows.onset_N[train]), np.abs(rows.onset_N[train] - last_s))
+            is_near_N[train] = gap_s < within_s - 1e-6  # onsets are sums of rounded numbers
+    return is_near_N
+
+
+def _purge(rows: _Segments, side_N: np.ndarray, within_s: float, notes: list[str]) -> None:
+    """Take training segments that are too near in time to a val or test segment off their side."""
+    n_unknown = int((~np.isfinite(rows.onset_N[side_N != ""])).sum())
+    if n_unknown:
+        raise InputError(
+            f"data.purge_s needs the onset of every segment, but {n_unknown} are unknown in this data set; leave it "
+            "out (and expect the leak to be named), or ingest from a source that tells the onsets"
+        )
+    is_near_N = _near(rows, side_N, within_s)
+    notes.append(
+        f"{int(is_near_N.sum())} of {int((side_N == 'train').sum())} training segments are purged: too near in time to "
+        "validation or test"
+    )
+    side_N[is_near_N] = ""
 
 
 def _concept_disjoint(
@@ -276,6 +357,8 @@ def _refuse_empty(rule: SplitRule, rows: Mapping[SplitName, np.ndarray], subject
         "published": "use all subjects, or choose data.split by-image",
         "leave-subject-out": "use more subjects or images, or other fractions",
         "leave-block-out": "raise data.val_fraction, or hold out another block",
+        "leave-session-out": "raise data.val_fraction, or hold out another session",
+        "time-purged": "lower data.purge_s, or data.val_fraction and data.test_fraction",
         "concept-disjoint": "raise data.{side}_fraction, or use data with more classes",
         "zero-shot": "raise data.val_fraction, or use data with more classes",
     }
@@ -288,7 +371,7 @@ def _refuse_empty(rule: SplitRule, rows: Mapping[SplitName, np.ndarray], subject
             raise InputError(f"data.split {rule} leaves no segment for {side}{among}; {remedy}")
 
 
-def _leaks(rows: _Segments, side_N: np.ndarray, known: _Images) -> list[str]:
+def _leaks(rows: _Segments, side_N: np.ndarray, known: _Images, clock: Clock) -> list[str]:
     """Say by what, other than the picture at hand, a model could know the answer."""
     notes = []
     label_N = np.array([known.label[image] for image in rows.image_N])
@@ -296,6 +379,14 @@ def _leaks(rows: _Segments, side_N: np.ndarray, known: _Images) -> list[str]:
     if shared := trained & tested:
         notes.append(f"{len(shared)} of {len(tested)} tested concepts are trained on with other images")
     is_on_side_N = side_N != ""
+    n_overlapping = int(_near(rows, side_N, clock.duration_s).sum())
+    if n_overlapping:
+        notes.append(
+            f"{n_overlapping} training segments share samples with a validation or test segment; data.purge_s 0 leaves "
+            "them out"
+        )
+    elif not np.isfinite(rows.onset_N[is_on_side_N]).all():
+        notes.append("onsets are unknown: training segments may share samples with validation or test segments")
     if (rows.block_N[is_on_side_N] < 0).any():
         notes.append("blocks are unknown: if classes were shown in blocks, slow drifts can identify the class")
         return notes

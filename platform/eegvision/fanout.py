@@ -1,0 +1,88 @@
+"""A function over many items as Ray tasks: bounded, retried when a machine is lost, results as they come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from eegvision import cluster
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_RETRIES = 3  # of a task whose process or machine was lost; an exception of the function is not retried
+_AHEAD = 2  # tasks submitted per CPU: the next ones wait with their arguments on the way
+
+
+def spread(work: Callable[[T], R], items: Sequence[T], *, peak_bytes: Callable[[T], int] = lambda _: 0) -> Iterator[R]:
+    """Apply a function to items on the cluster this process is connected to; yield results in the order of finishing.
+
+    A task is done again when its process or machine is lost, so the function must bear being called twice. When it
+    raises, or the caller stops, tasks that run are ended and none is started any more.
+
+    Args:
+        work: goes to other processes with the item.
+        items: one task each.
+        peak_bytes: memory an item takes; tasks that would not fit beside each other wait.
+    Raises:
+        InputError: raised by `work`; other exceptions as `ray.exceptions.RayTaskError`.
+    """
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_call)
+    shared = ray.put(work)
+    most = max(1, int(_AHEAD * ray.cluster_resources().get("CPU", 1)))
+    largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    waiting = list(reversed(items))
+    running: list[Any] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                item = waiting.pop()
+                # An item that is larger than any machine still gets its try, alone on one.
+                memory = min(peak_bytes(item), int(0.9 * largest))
+                running.append(task.options(memory=memory or None).remote(shared, item))
+            finished, running = ray.wait(running, num_returns=1)
+            try:
+                yield ray.get(finished[0])
+            except ray.exceptions.RayTaskError as error:
+                raise cluster.cause(error) from None
+    finally:
+        for task_ref in running:
+            ray.cancel(task_ref, force=True)
+
+
+def _call(work: Callable[[T], R], item: T) -> R:
+    return work(item)
+
+
+class Progress:
+    """Says from time to time how far a job is, how fast and for how long still.
+
+    Args:
+        total: what there is to do, in `unit`s, about.
+        before: what earlier calls did of it.
+        say: prints a line.
+    """
+
+    def __init__(
+        self, total: int, unit: str, say: Callable[[str], None], *, before: int = 0, every_s: float = 2.0
+    ) -> None:
+        self._total, self._unit, self._say, self._before, self._every_s = total, unit, say, before, every_s
+        self._began = self._said = time.monotonic()
+
+    def at(self, n_done: int, also: str = "") -> None:
+        """Tell how much is done; prints when the last line is long enough ago."""
+        now = time.monotonic()
+        if now - self._said < self._every_s:
+            return
+        self._said = now
+        elapsed_s = now - self._began
+        rate = (n_done - self._before) / elapsed_s
+        line = f"[{elapsed_s // 60:02.0f}:{elapsed_s % 60:02.0f}] {n_done:,} of about {self._total:,} {self._unit}s"
+        line += f"{also}, {rate:,.0f} {self._unit}s/s"
+        if rate > 0 and n_done < self._total:
+            left_s = (self._total - n_done) / rate
+            line += f", about {f'{left_s:.0f} s' if left_s < 90 else f'{left_s / 60:.0f} min'} left"
+        self._say(line)

@@ -1,0 +1,237 @@
+"""Tables and cards of runs and sweeps, as text."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from eegvision.config import RunConfig
+from eegvision.evaluate.statistics import binomial_p
+from eegvision.ingest.shards import Manifest
+
+_TABLE_COLUMNS = 120
+
+
+class Trial(Protocol):
+    """What a report needs of a trial; metrics are those of its best pass, item i of the history is pass i + 1."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def config(self) -> RunConfig: ...
+    @property
+    def passes(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def history(self) -> Sequence[Mapping[str, float]]: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def message(self) -> str: ...
+
+
+def sweep_table(
+    trials: Sequence[Trial], *, metric: str, chance: Mapping[str, float], n_segments: int, n_images: int
+) -> str:
+    """Return the ranked trials as text of at most 120 columns, with the level of guessing in the last row.
+
+        p = P(X >= floor(a n)), X ~ Binomial(n, chance)        a = top-1 accuracy, n = number of validation pictures
+
+    Segments of one picture count as one observation here, so p errs on the safe side. It holds for a trial by
+    itself; the best of many is flattered by the choice, and the text says so.
+
+    Args:
+        trials: best first.
+        metric: what they were ranked by.
+        chance: level of guessing by metric.
+        n_segments: validation segments.
+        n_images: validation pictures (the gallery).
+    """
+    scored = [trial for trial in trials if trial.metrics]
+    columns = [
+        ["rank", *[str(rank) for rank in range(1, len(scored) + 1)], *["-"] * (len(trials) - len(scored)), ""],
+        ["trial", *[str(trial.number) for trial in trials], ""],
+        ["status", *[trial.status for trial in trials], "chance"],
+        ["passes", *[str(trial.passes) for trial in trials], ""],
+    ]
+    for name, head in (("val/top1", "top-1 %"), ("val/top5", "top-5 %"), ("val/class_top1", "class %")):
+        if any(name in trial.metrics for trial in trials):
+            cells = [f"{100 * trial.metrics[name]:.1f}" if name in trial.metrics else "-" for trial in trials]
+            columns.append([head, *cells, f"{100 * chance[name]:.1f}"])
+        if name == "val/top1":
+            columns.append(["p", *[_p_text(trial.metrics, n_images, chance[name]) for trial in trials], ""])
+    if metric == "val/loss":
+        columns.append(["loss", *[f"{t.metrics[metric]:.3f}" if t.metrics else "-" for t in trials], ""])
+    columns.append(["time", *[_clock(trial.seconds) for trial in trials], ""])
+    left_out = []
+    for head, cells in _varying(trials).items():
+        fits = sum(_width(column) + 2 for column in columns) + _width([head, *cells]) <= _TABLE_COLUMNS
+        columns.append([head, *cells, ""]) if fits and not left_out else left_out.append(head)
+    notes = [
+        f"{n_segments} validation segments of {n_images} pictures; best first by {metric}, each trial at its best pass",
+        f"p: this many hits by guessing among {n_images} pictures, for one trial by itself; the first of {len(trials)} "
+        "was chosen on these very pictures, so only the test set can confirm it",
+        *[f"trial {trial.number} {trial.status}: {trial.message}" for trial in trials if trial.message],
+    ]
+    if left_out:
+        notes.append(f"also varied: {', '.join(left_out)}")
+    wrapped = [textwrap.fill(note, _TABLE_COLUMNS, subsequent_indent="  ") for note in notes]
+    return "\n".join([*_aligned(columns), *wrapped])
+
+
+def write_csv(trials: Sequence[Trial], path: Path, *, chance: Mapping[str, float]) -> None:
+    """Write one row per trial, best first: outcome, all metrics with their level of guessing, all settings."""
+    import pandas as pd
+
+    rows = [
+        {"rank": rank, "trial": trial.number, "status": trial.status, "passes": trial.passes, "seconds": trial.seconds}
+        | dict(trial.metrics)
+        | {f"chance {name}": level for name, level in chance.items()}
+        | trial.config.flat()
+        | {"message": trial.message}
+        for rank, trial in enumerate(trials, start=1)
+    ]
+    pd.DataFrame(rows).to_csv(path, index=False)
+
+
+def dataset_card(manifest: Manifest, *, segments_in: Mapping[str, int] | None = None, notes: Sequence[str] = ()) -> str:
+    """Return what a reader must know of a data set before believing a score, as Markdown.
+
+    Subjects and anything else that lists them are counted, not named: cards travel further than the data.
+
+    Args:
+        manifest: of the data set.
+        segments_in: number of segments by split name, when it was split.
+        notes: leaks the split cannot exclude, one sentence each.
+    """
+    lines = [
+        f"# Data set {manifest.name}",
+        "",
+        "| | |",
+        "|---|---|",
+        *[f"| {k} | {_cell(v)} |" for k, v in facts(manifest).items()],
+    ]
+    lines += ["", "## Steps so far", ""]
+    lines += [f"{number}. {step}" for number, step in enumerate(steps(manifest), start=1)] or ["None recorded."]
+    lines += ["", "## Left out", ""]
+    lines += [f"- {reason}: {count}" for reason, count in sorted(manifest.dropped.items()) if count] or ["Nothing."]
+    if segments_in:
+        lines += ["", "## Split", "", "| part | segments |", "|---|---|"]
+        lines += [f"| {name} | {count} |" for name, count in segments_in.items()]
+    if notes:
+        lines += ["", "What the split cannot exclude:", "", *[f"- {note}" for note in notes]]
+    lines += ["", "## Classes", "", ", ".join(map(str, manifest.classes)) or "None."]
+    return "\n".join(lines) + "\n"
+
+
+def facts(manifest: Manifest) -> dict[str, str]:
+    """Return what a data set is in a few words each; subjects are counted, not named."""
+    channels = manifest.channels
+    return {
+        "made from": manifest.dialect,
+        "licence": manifest.licence,
+        "fingerprint": f"`{manifest.fingerprint}`",
+        "segments": f"{manifest.n_segments}",
+        "pictures": f"{manifest.n_images} in {len(manifest.classes)} classes",
+        "subjects": f"{len(manifest.subjects)}",
+        "channels": f"{len(channels)} ({', '.join(channels[:6])}{', ...' if len(channels) > 6 else ''})",
+        "sampling rate": f"{manifest.sfreq_hz:g} Hz",
+        "window": f"{1000 * manifest.t_min_s:g} to {1000 * (manifest.t_min_s + manifest.n_times / manifest.sfreq_hz):g}"
+        f" ms after onset ({manifest.n_times} samples)",
+        "unit": manifest.unit,
+        "order audit": manifest.grade,
+        "shards": f"{len(manifest.shards)}",
+    }
+
+
+def steps(manifest: Manifest) -> list[str]:
+    """Return every preparation step in a line."""
+    return [_step(step) for step in manifest.steps]
+
+
+def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table whose columns are given; words to the left, numbers to the right."""
+    texts = []
+    for column in columns:
+        is_number = all(cell[:1] in "0123456789-<" for cell in column[1:] if cell)
+        align = str.rjust if is_number else str.ljust
+        texts.append([align(cell, _width(column)) for cell in column])
+    rows = ["  ".join(row).rstrip() for row in zip(*texts, strict=True)]
+    return [rows[0], "-" * max(map(len, rows)), *rows[1:]]
+
+
+def _varying(trials: Sequence[Trial]) -> dict[str, list[str]]:
+    """Return the settings that differ between trials as {heading: a value per trial}, the main ones first."""
+    flat = [trial.config.flat() for trial in trials]
+    # What was set apart, not what follows from it: a loss brings its own temperature.
+    given = [
+        {
+            f"{group}.{name}": value
+            for group, own in trial.config.to_dict().items()
+            if group != "seed"
+            for name, value in own.items()
+        }
+        | {"seed": trial.config.seed}
+        for trial in trials
+    ]
+    main = ["eeg.encoder", "image.encoder", "eeg.embed_dim", "loss.name", "optim.lr"]
+    paths = [*main, *[path for path in dict.fromkeys(path for own in flat for path in own) if path not in main]]
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        values = [_short(own.get(path)) for own in flat]
+        if (
+            len({str(own[path]) for own in given}) > 1 and values not in found.values()
+        ):  # both embed_dim are always the same
+            group, _, name = path.rpartition(".")
+            head = group if name in ("encoder", "name") else name.replace("embed_dim", "dim")
+            found[path if head in found else head] = values
+    return found
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return (
+            f"{value:.2g}"
+            if abs(value) >= 0.01 or not value
+            else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+        )
+    return str(value)
+
+
+def _p_text(metrics: Mapping[str, float], n_images: int, chance: float) -> str:
+    if not metrics:
+        return "-"
+    # A share of 3/40 times 40 can come out just below 3.
+    p = binomial_p(math.floor(metrics["val/top1"] * n_images + 1e-9), n_images, chance)
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _width(column: Sequence[str]) -> int:
+    return max(map(len, column))
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    """Return one preparation step in a line; lists (of subjects, of names) are counted."""
+    name, *rest = step.items()
+    texts = [f"{key} {f'({len(value)})' if isinstance(value, list | tuple) else value}" for key, value in rest]
+    return f"{name[1]}{': ' if texts else ''}{', '.join(texts)}"

@@ -1,0 +1,369 @@
+"""Batches of tensors from a store. Where samples live meanwhile (device, host, stream) is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from eegvision import cluster
+from eegvision.config import DataConfig
+from eegvision.ingest import pieces as reading
+from eegvision.ingest.pieces import Cut, Piece, Rows
+from eegvision.stream.repeats import Repeats
+from eegvision.stream.spread import in_order
+from eegvision.stream.store import RESIZE, Store, averaged
+from eegvision.vocab import InputError, SplitName
+
+if TYPE_CHECKING:
+    import torch
+
+# torchvision's ImageNet statistics, of values in [0, 1].
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+_CENTRE = 4  # number of the crop in the middle
+_DEVICE_SHARE = 0.4  # of the free memory of a GPU; models and activations need the rest
+_WINDOW_GROUPS = 16  # row groups mixed with each other when streaming: 1,024 segments, 230 MB at 128 x 440
+_SEED_ORDER, _SEED_CROPS, _SEED_WINDOWS, _SEED_REPEATS = 1, 2, 3, 4
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """Samples of a few row groups, in the order to hand them over, and the pieces that hold their segments."""
+
+    sample_n: np.ndarray
+    repeats: Repeats
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Paired EEG and images of one optimiser step (this worker's part of it).
+
+    `eeg_BCT` is normalised float32; `image_B3HW` float32 with ImageNet's mean and standard deviation taken out;
+    `image_B`, `row_B` are rows of the store's images and segments; `label_B` is -1 where there is no class.
+    """
+
+    eeg_BCT: torch.Tensor
+    image_B3HW: torch.Tensor
+    image_B: torch.Tensor
+    label_B: torch.Tensor
+    row_B: torch.Tensor
+
+
+class Batches:
+    """Batches of one side of a store's split, for one of `world` workers.
+
+    Training: every pass is a new order drawn from (seed, pass); `batch_size` counts all workers together, each takes
+    its contiguous slice of every global batch, and the last, incomplete batch is left out. So the same global batches
+    come whatever `world` is, unless segments are streamed: then a pass goes through shuffled row groups, mixed 16 at
+    a time, and who reads what depends on `world` too. Validation: stored order, nothing left out, each worker a
+    contiguous share.
+
+    Raises:
+        InputError: the side has too few segments, or the batch cannot be shared equally.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        split_name: SplitName,
+        *,
+        config: DataConfig,
+        size_px: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+        training: bool,
+    ) -> None:
+        import torch
+
+        assert 0 <= rank < world, (rank, world)
+        assert store.images_M3HH.shape[-1] == round(RESIZE * size_px), "the store was loaded for another input size"
+        self.store = store
+        self.device = torch.device(device)
+        self._rows = store.split.rows[split_name]
+        self._seed, self._rank, self._world, self._is_training = seed, rank, world, training
+        self._size_px = size_px
+        self._has_ten_crops = training and config.crops == "ten"
+        if training:
+            _check_sizes(len(self._rows), batch_size, world)
+        self._local = batch_size // world if training else max(1, batch_size // world)
+        self._n_steps = len(self._rows) // batch_size
+
+        eeg_home, image_home = _homes(store, config.residency, self.device)
+        self._images = _tensor(store.images_M3HH).to(image_home)
+        self._eeg = None if store.eeg_NCT is None else _tensor(store.eeg_NCT).to(eeg_home)
+        if self._eeg is None:
+            self._pieces = reading.among(store.pieces, store.repeats.first_N[self._rows])
+        self._mean_311 = torch.tensor([255 * mean for mean in IMAGE_MEAN]).reshape(3, 1, 1).to(image_home)
+        self._scale_311 = torch.tensor([1 / (255 * std) for std in IMAGE_STD]).reshape(3, 1, 1).to(image_home)
+
+    def __len__(self) -> int:
+        """Return the number of batches of a pass; in training it is equal on every worker."""
+        return self._n_steps if self._is_training else -(-len(self._share()) // self._local)
+
+    @property
+    def residency(self) -> Literal["device", "host", "stream"]:
+        """Where the segments are taken from; on a CPU the device is the host."""
+        if self._eeg is None:
+            return "stream"
+        return "device" if self._eeg.device.type == self.device.type else "host"
+
+    @property
+    def n_images(self) -> int:
+        """Number of different images on this side, over all workers."""
+        return len(np.unique(self.store.image_N[self._rows]))
+
+    def passes(self, number: int, start_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of pass `number`, without the first `start_step`: what an interrupted pass still owes."""
+        parts = (self._streamed if self._eeg is None else self._gathered)(number, start_step)
+        crop_N = self._crops(number)
+        batches = (self._batch(row_B, eeg_BCT, crop_N[row_B]) for row_B, eeg_BCT in parts)
+        if self.device.type != "cpu" and self.residency != "device":
+            batches = _ahead(map(_pinned, batches) if self.device.type == "cuda" else batches)
+        return map(self._moved, batches)
+
+    def images(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (image_B3HW, image_B) over every different image of this side once, central crop, on every worker."""
+        import torch
+
+        image_M = np.unique(self.store.image_N[self._rows])
+        for image_B in np.split(image_M, range(batch_size, len(image_M), batch_size)):
+            view_B3HW = self._cropped(image_B, np.full(len(image_B), _CENTRE))
+            yield view_B3HW.to(self.device), torch.from_numpy(image_B).to(self.device)
+
+    def _share(self) -> np.ndarray:
+        return np.array_split(self._rows, self._world)[self._rank]
+
+    def _gathered(self, number: int, start_step: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        import torch
+
+        assert self._eeg is not None
+        if self._is_training:
+            order = np.random.default_rng([self._seed, number, _SEED_ORDER]).permutation(self._rows)
+            steps = order[: self._n_steps * self._local * self._world].reshape(-1, self._world, self._local)
+            own = steps[:, self._rank].reshape(-1)
+        else:
+            own = self._share()
+        drawn = self._drawn(number) if self.store.repeats.is_drawn else None
+        for first in range(start_step * self._local, len(own), self._local):
+            row_B = own[first : first + self._local]
+            if drawn is None:
+                yield row_B, self._eeg.index_select(0, torch.from_numpy(row_B).to(self._eeg.device))
+            else:
+                yield row_B, _mean(self._eeg, drawn.of(row_B), self.store.cut)
+
+    def _drawn(self, number: int) -> Repeats:
+        """Draw, for every sample, the segments of a pass; validation has the same ones every time."""
+        seeds = [self._seed, number if self._is_training else 0, _SEED_REPEATS]
+        return self.store.repeats.drawn(np.random.default_rng(seeds))
+
+    def _streamed(self, number: int, start_step: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+        import torch
+
+        windows = self._windows(number)
+        n_skipped = start_step * self._local
+        while windows and len(windows[0].sample_n) <= n_skipped:
+            n_skipped -= len(windows.pop(0).sample_n)
+        blocks = in_order(windows, partial(_read_window, cut=self.store.cut), on_cluster=cluster.is_connected())
+        for row_B, eeg_BCT in _rebatched(blocks, self._local, n_skipped):
+            yield row_B, torch.from_numpy(eeg_BCT)
+
+    def _windows(self, number: int) -> list[_Window]:
+        """Cut this worker's share of a pass into windows: some row groups, mixed with each other.
+
+        A sample belongs to the row group of its first segment. The row groups in the pass's order, laid end to end,
+        are cut into equal shares, one per worker; a group on a cut is read by both neighbours, each of its samples
+        used by one.
+        """
+        pieces, keys, repeats = self._pieces, [self._seed, number], self._drawn(number)
+        if self._is_training:
+            order = np.random.default_rng([*keys, _SEED_ORDER]).permutation(len(pieces))
+            pieces = [pieces[n] for n in order]
+            n_own = self._n_steps * self._local
+            pieces = reading.cut(pieces, self._rank * n_own, (self._rank + 1) * n_own)
+        else:
+            pieces = reading.among(pieces, self.store.repeats.first_N[self._share()])
+        first_N = self.store.repeats.first_N
+        start_P = np.array([piece.row_n[0] for piece in self.store.pieces])
+        windows: list[_Window] = []
+        for first in range(0, len(pieces), _WINDOW_GROUPS):
+            window = pieces[first : first + _WINDOW_GROUPS]
+            sample_n = np.searchsorted(first_N, np.concatenate([piece.row_n for piece in window]))
+            if self._is_training:
+                sample_n = np.random.default_rng([*keys, _SEED_WINDOWS, self._rank, first]).permutation(sample_n)
+            own = repeats.of(sample_n)
+            if len(self.store.repeats.row_R) > len(first_N):  # a sample's other segments may lie anywhere
+                rows = np.sort(own.row_R)
+                holders = np.unique(np.searchsorted(start_P, rows, side="right") - 1)
+                window = reading.among([self.store.pieces[n] for n in holders], rows)
+            windows.append(_Window(sample_n=sample_n, repeats=own, pieces=tuple(window)))
+        return windows
+
+    def _crops(self, number: int) -> np.ndarray:
+        """Draw the crop of every segment, so that it does not depend on which worker meets the segment, or when."""
+        n_segments = len(self.store.image_N)
+        if not self._has_ten_crops:
+            return np.full(n_segments, _CENTRE)
+        return np.random.default_rng([self._seed, number, _SEED_CROPS]).integers(10, size=n_segments)
+
+    def _batch(self, row_B: np.ndarray, eeg_BCT: torch.Tensor, crop_B: np.ndarray) -> Batch:
+        import torch
+
+        image_B = self.store.image_N[row_B]
+        return Batch(
+            eeg_BCT=eeg_BCT,
+            image_B3HW=self._cropped(image_B, crop_B),
+            image_B=torch.from_numpy(image_B),
+            label_B=torch.from_numpy(self.store.label_N[row_B]),
+            row_B=torch.tensor(row_B),
+        )
+
+    def _cropped(self, image_B: np.ndarray, crop_B: np.ndarray) -> torch.Tensor:
+        crop = crop_by_slices if self._images.device.type == "cpu" else crop_by_index
+        pixel_B3HW = crop(self._images, image_B, crop_B, self._size_px)
+        return pixel_B3HW.sub_(self._mean_311).mul_(self._scale_311)
+
+    def _moved(self, batch: Batch) -> Batch:
+        return Batch(**{name: tensor.to(self.device, non_blocking=True) for name, tensor in vars(batch).items()})
+
+
+def crop_by_slices(images_M3HH: torch.Tensor, image_B: np.ndarray, crop_B: np.ndarray, size_px: int) -> torch.Tensor:
+    """Cut one of ten crops (0-3 corners, 4 centre, 5-9 their mirror images) from each chosen image, as float32.
+
+    One copy per image, which is quickest on a CPU.
+    """
+    import torch
+
+    images = images_M3HH.numpy()
+    pixel_B3HW = np.empty((len(image_B), 3, size_px, size_px), dtype=np.float32)
+    corners = (column.tolist() for column in (image_B, *_corners(images.shape[-1], crop_B, size_px)))
+    for view_3HW, image, top, left, is_mirrored in zip(pixel_B3HW, *corners, strict=True):
+        crop_3HW = images[image, :, top : top + size_px, left : left + size_px]
+        view_3HW[:] = crop_3HW[..., ::-1] if is_mirrored else crop_3HW
+    return torch.from_numpy(pixel_B3HW)
+
+
+def crop_by_index(images_M3HH: torch.Tensor, image_B: np.ndarray, crop_B: np.ndarray, size_px: int) -> torch.Tensor:
+    """Cut the same crops with one gather: quickest on a GPU, where every call costs, and slow on a CPU."""
+    import torch
+
+    top_B, left_B, is_mirrored_B = _corners(images_M3HH.shape[-1], crop_B, size_px)
+    along = np.arange(size_px)
+    row_BH = top_B[:, None] + along
+    column_BW = left_B[:, None] + np.where(is_mirrored_B[:, None], along[::-1], along)
+    indices = (
+        image_B[:, None, None, None],
+        np.arange(3)[:, None, None],
+        row_BH[:, None, :, None],
+        column_BW[:, None, None],
+    )
+    return images_M3HH[tuple(torch.from_numpy(index).to(images_M3HH.device) for index in indices)].to(torch.float32)
+
+
+def _corners(side_px: int, crop_B: np.ndarray, size_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    far, centre = side_px - size_px, round((side_px - size_px) / 2)
+    top = np.array([0, 0, far, far, centre])
+    left = np.array([0, far, 0, far, centre])
+    return top[crop_B % 5], left[crop_B % 5], crop_B >= 5
+
+
+def _mean(eeg_RCT: torch.Tensor, samples: Repeats, cut: Cut) -> torch.Tensor:
+    """Average segments in memory into samples and normalise them."""
+    import torch
+
+    count_B = samples.count_N
+    place_BK = np.minimum(np.arange(count_B.max()), count_B[:, None] - 1)  # too few: the last again, without weight
+    row_BK = samples.row_R[samples.start_N[:-1, None] + place_BK]
+    weight_BK = ((np.arange(count_B.max()) < count_B[:, None]) / count_B[:, None]).astype(np.float32)
+    index = torch.from_numpy(row_BK).to(eeg_RCT.device)
+    weight = torch.from_numpy(weight_BK).to(eeg_RCT.device)
+    eeg_BCT = torch.einsum("bkct,bk->bct", eeg_RCT[index], weight)
+    if cut.normalise == "none":
+        return eeg_BCT
+    centred_BCT = (eeg_BCT - eeg_BCT.mean(dim=-1, keepdim=True, dtype=torch.float64)).float()
+    std_BC1 = centred_BCT.square().mean(dim=-1, keepdim=True).sqrt()
+    return centred_BCT / std_BC1.where(std_BC1 > 0, 1.0)
+
+
+def _read_window(window: _Window, cut: Cut) -> Rows:
+    return {"row": window.sample_n, "eeg": averaged(window.pieces, window.repeats, cut)}
+
+
+def _rebatched(blocks: Iterable[Rows], size: int, n_skipped: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cut blocks of rows and EEG into batches of `size` rows, after the first `n_skipped` rows."""
+    row_n, eeg_nCT = np.empty(0, dtype=np.int64), None
+    for block in blocks:
+        row_n = np.concatenate([row_n, block["row"]])
+        eeg_nCT = block["eeg"].copy() if eeg_nCT is None else np.concatenate([eeg_nCT, block["eeg"]])
+        first = min(n_skipped, len(row_n))
+        n_skipped -= first
+        while first + size <= len(row_n):
+            yield row_n[first : first + size], eeg_nCT[first : first + size]
+            first += size
+        row_n, eeg_nCT = row_n[first:], eeg_nCT[first:]
+    if len(row_n):
+        assert eeg_nCT is not None
+        yield row_n, eeg_nCT
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Make each batch while its predecessor is in use."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+
+
+def _pinned(batch: Batch) -> Batch:
+    """Copy what is not on the device to memory that it can fetch from by itself."""
+    return Batch(
+        **{name: part.pin_memory() if part.device.type == "cpu" else part for name, part in vars(batch).items()}
+    )
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        # torch has no read-only tensors and warns; these are only ever read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _homes(store: Store, residency: str, device: torch.device) -> tuple[torch.device, torch.device]:
+    """Return where the EEG and the images stay: on the device as far as they fit (asked for: in any case)."""
+    import torch
+
+    cpu = torch.device("cpu")
+    if device.type == "cpu":
+        return cpu, cpu
+    room = _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    eeg_bytes = 0 if store.eeg_NCT is None else store.eeg_NCT.nbytes
+    fits_all = eeg_bytes + store.images_M3HH.nbytes <= room
+    if residency == "device" or (residency == "auto" and fits_all):
+        return device, device
+    return cpu, device if store.images_M3HH.nbytes <= room else cpu
+
+
+def _check_sizes(n_rows: int, batch_size: int, world: int) -> None:
+    if batch_size % world:
+        raise InputError(
+            f"train.batch_size {batch_size} cannot be shared equally by {world} workers; use a multiple of {world}"
+        )
+    if batch_size > n_rows:
+        raise InputError(
+            f"train.batch_size {batch_size} is larger than the training set of {n_rows} segments; "
+            "lower it or use more data"
+        )

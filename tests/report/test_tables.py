@@ -1,0 +1,81 @@
+"""eegvision.report.tables: tables and cards by hand, chance beside every score."""
+
+import pandas as pd
+
+from eegvision.report import tables
+from report.trials import CHANCE, GOOD, MANIFEST, POOR, TRIALS, Row
+
+
+def table(trials, metric="val/top1"):
+    return tables.sweep_table(trials, metric=metric, chance=CHANCE, n_segments=16, n_images=4)
+
+
+def test_the_table_ranks_trials_beside_chance_by_hand():
+    # top-1 of 2 in 4 pictures at chance 1/4: p = 1 - 0.75^4 - 4 * 0.25 * 0.75^3 = 0.262; of 1 in 4: 1 - 0.75^4 = 0.684
+    assert table(TRIALS).splitlines()[:6] == [
+        "rank  trial  status         passes  top-1 %      p  top-5 %  class %     time  dim  loss        lr",
+        "--------------------------------------------------------------------------------------------------",
+        "   1      2  finished            3     50.0  0.262     95.0     75.0     1:15   64  info_nce  5e-4",
+        "   2      1  stopped early       1     25.0  0.684     90.0     50.0  1:01:40  128  triplet   1e-3",
+        "   -      3  failed              0        -      -        -        -     1:15  128  triplet   1e-3",
+        "             chance                    25.0           100.0     50.0",
+    ]
+
+
+def test_the_table_says_what_n_is_what_p_is_not_and_why_a_trial_failed():
+    text = " ".join(table(TRIALS).split())
+    assert "16 validation segments of 4 pictures; best first by val/top1" in text
+    assert "the first of 3 was chosen on these very pictures, so only the test set can confirm it" in text
+    assert "trial 3 failed: the disk is full" in text
+    assert "loss" in table(TRIALS, metric="val/loss").splitlines()[0]
+
+
+def test_the_table_leaves_out_what_follows_from_a_choice_and_what_does_not_fit():
+    assert "temperature" not in table(TRIALS)  # info_nce's own, not chosen
+    settings = {
+        "eeg.encoder": "tsconv", "eeg.dropout": 0.25, "eeg.filters": 20, "image.encoder": "resnet18",
+        "optim.name": "adamw", "optim.weight_decay": 0.05, "optim.warmup": 0.1, "optim.beta1": 0.8,
+        "train.batch_size": 64, "seed": 7,
+    }  # fmt: skip
+    text = table([Row(number=10_000, settings=settings), POOR])
+    assert max(map(len, text.splitlines())) <= 120
+    head, last = text.splitlines()[0], text.splitlines()[-1]
+    assert {"eeg", "image"} <= set(head.split())
+    assert last.startswith("also varied: ")
+    assert last.endswith("seed")
+
+
+def test_a_sweep_of_one_trial_has_no_settings_to_compare():
+    assert table([GOOD]).splitlines()[0].split()[-1] == "time"
+
+
+def test_the_csv_of_a_sweep_holds_metrics_chance_and_settings(tmp_path):
+    tables.write_csv(TRIALS, tmp_path / "trials.csv", chance=CHANCE)
+    rows = pd.read_csv(tmp_path / "trials.csv")
+    assert rows["trial"].tolist() == [2, 1, 3]
+    assert rows["val/top1"].tolist()[:2] == [0.5, 0.25]
+    assert rows["chance val/top1"].tolist() == [0.25] * 3
+    assert rows["loss.name"].tolist() == ["info_nce", "triplet", "triplet"]
+    assert rows["message"].tolist()[2] == "the disk is full"
+
+
+def test_a_card_tells_what_the_data_are_and_names_no_subject():
+    card = tables.dataset_card(MANIFEST, segments_in={"train": 12, "val": 4}, notes=["classes share blocks"])
+    for line in (
+        "# Data set demo",
+        r"| licence | CC0 \| public domain |",
+        "| pictures | 4 in 2 classes |",
+        "| subjects | 2 |",
+        "| channels | 2 (Oz, Pz) |",
+        "| window | 40 to 440 ms after onset (100 samples) |",
+        "| order audit | amber |",
+        "1. cut: start_sample 10",
+        "2. subjects: kept (2)",
+        "- too short: 3",
+        "| val | 4 |",
+        "- classes share blocks",
+        "cat, dog",
+    ):
+        assert line in card.splitlines()
+    assert "marker" not in card
+    assert "flat" not in card  # none was dropped for it
