@@ -7,7 +7,7 @@
     python jobs/ingest.py things-meg --out meg --source derivatives/preprocessed --images image_set/ --metadata things/
     python jobs/ingest.py perceivelab --out pl --source eeg_5_95_std.pth --images ImageNet/ \\
         --split-file block_splits_by_image_all.pth
-    python jobs/ingest.py --inspect mine                               # what is in it, and can it be trusted?
+    python jobs/ingest.py --inspect mine                               # shows again what is in it
 
 Writes EEGVISION_HOME/datasets/NAME, or an address such as s3://bucket/NAME. A data set is there whole or not at all;
 after an interruption the same command goes on where it stopped. The sessions of a large recording are read in
@@ -88,8 +88,8 @@ class ThingsEeg2:
     """Of raw recordings; compared with their amplitudes."""
     preparation: Annotated[Preparation, tyro.conf.arg(name="")] = field(default_factory=Preparation)
     as_nice: bool = True
-    """Prepare raw recordings as NICE does where no flag says otherwise: window 0 to 1 s, baseline -0.2 to 0 s,
-    250 Hz, whitened by mvnn-epochs."""
+    """Prepare raw recordings as NICE does where no flag says otherwise (window 0 to 1 s, baseline from 0.2 s before
+    onset, 250 Hz, whitened by mvnn-epochs)."""
     on_bad: OnBad = "fail"
     """What to do with a segment whose EEG is not finite or constant, or whose picture is unknown."""
 
@@ -112,7 +112,7 @@ class ThingsMeg:
         default_factory=lambda: Preparation(window_s=(0.0, 1.0))
     )
     on_bad: OnBad = "fail"
-    """What to do with faulty epochs and missing pictures."""
+    """What to do with faulty epochs and with events that the metadata cannot explain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +126,8 @@ class Mne:
     images: Path
     """Folder that paths of pictures start from."""
     table: Path | None = None
-    """CSV or TSV that says which picture was shown when: a column image, and event, onset_s, sample or epoch; also
-    label, split, subject, session, block and file. Not needed where the events name the pictures themselves."""
+    """CSV or TSV that says which picture was shown when: a column image, and event, onset_s, sample or epoch; if
+    wanted label, split, subject, session, block and file. Not needed where the events name the pictures."""
     preparation: Annotated[Preparation, tyro.conf.arg(name="")] = field(default_factory=Preparation)
     subjects: tuple[str, ...] = ()
     """Subjects to keep; none named means all."""
@@ -157,9 +157,14 @@ class Inspect:
 
 def preset_of(options: Any) -> dict[str, Any]:
     """Return the preset's settings; flags go over them."""
+    preset: Any = None
     if isinstance(options, Simulated):
-        return {name: value for name, value in vars(PRESETS[options.preset]).items() if value is not None}
-    return {}
+        preset = PRESETS[options.preset]
+    if isinstance(options, ThingsEeg2) and options.as_nice:
+        from eegvision.ingest import things_eeg2
+
+        preset = things_eeg2.NICE if things_eeg2.is_raw(options.source) else None
+    return {name: value for name, value in vars(preset).items() if value not in (None, ())} if preset else {}
 
 
 def recording_of(options: Any) -> Recording:
@@ -177,9 +182,7 @@ def recording_of(options: Any) -> Recording:
     if isinstance(options, ThingsEeg2):
         from eegvision.ingest import things_eeg2
 
-        if own.pop("as_nice") and things_eeg2.is_raw(options.source):
-            asked = {n: value for n, value in vars(options.preparation).items() if value != getattr(Preparation(), n)}
-            own["preparation"] = replace(things_eeg2.NICE, **asked)
+        del own["as_nice"]  # is in the preparation
         return things_eeg2.read(own.pop("source"), own.pop("images"), **own)
     read: Callable[..., Recording]
     if isinstance(options, ThingsMeg):
@@ -192,7 +195,7 @@ def recording_of(options: Any) -> Recording:
 def main(options: Any) -> None:
     """Read or simulate, write, and say what was written; or say it again."""
     from eegvision import intake
-    from eegvision.ingest import shards
+    from eegvision.ingest import assemble, shards
     from eegvision.ingest.places import place
     from eegvision.runs import named_folder, sole_owner
     from eegvision.vocab import home
@@ -205,16 +208,18 @@ def main(options: Any) -> None:
         return
     is_address = "://" in options.out
     root = place(options.out) if is_address else place(named_folder("datasets", options.out))
+    assemble.refuse_existing(root)
     recording = recording_of(options)
     recording = replace(recording, header=replace(recording.header, name=root.name))
     with sole_owner(home() / "locks" / root.name):
-        print_line(f"writing {root}: {len(recording.parts)} parts ...")
         manifest = intake.ingest(recording, root, say=print_line)
     intake.say_what_is_in(root, manifest, print_line)
-    print_line(f"next            python jobs/sweep.py --dataset {options.out}")
+    split = {3: " --data.split published", 2: " --data.split zero-shot"}.get(len(manifest.published), "")
+    print_line(f"next            python jobs/sweep.py --dataset {options.out}{split}")
 
 
 if __name__ == "__main__":
     wants_to_look = any(word == "--inspect" or word.startswith("--inspect=") for word in sys.argv[1:])
     kinds = Inspect if wants_to_look else Simulated | Mne | ThingsEeg2 | ThingsMeg | Perceivelab
-    sys.exit(run_job(kinds, main, defaults=preset_of))
+    shown = "Turn recordings and pictures into a data set. --inspect NAME shows again what is in one."
+    sys.exit(run_job(kinds, main, defaults=preset_of, description=shown))

@@ -33,11 +33,13 @@ def run_job(
     main: Callable[[Options], None],
     *,
     defaults: Callable[[Options], Mapping[str, Any]] | None = None,
+    description: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Parse flags into `options`, call `main` and return the exit code.
 
     `defaults` may name settings (dotted) that hold unless a flag or the configuration file says otherwise.
+    `description` stands at the top of the help; by default the docstring of `options` does.
 
     0 done; 2 bad input, which no retry mends (one message, no traceback); 75 interrupted by Ctrl-C or SIGTERM,
     where the same command goes on from what is stored. A fault of the program itself keeps its traceback (1).
@@ -45,7 +47,7 @@ def run_job(
     signal.signal(signal.SIGTERM, _interrupt)
     argv = sys.argv[1:] if argv is None else argv
     try:
-        given = parse(options, argv)
+        given = parse(options, argv, description=description)
         main(parse(options, argv, defaults(given)) if defaults else given)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -56,7 +58,13 @@ def run_job(
     return DONE
 
 
-def parse(options: type[Options], argv: Sequence[str], defaults: Mapping[str, Any] | None = None) -> Options:
+def parse(
+    options: type[Options],
+    argv: Sequence[str],
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    description: str | None = None,
+) -> Options:
     """Read flags into an options dataclass: over the values of `--config FILE.yaml`, and those over `defaults`.
 
     Raises:
@@ -74,7 +82,8 @@ def parse(options: type[Options], argv: Sequence[str], defaults: Mapping[str, An
     rest = [_SHORT_FLAGS.get(name, name) + eq + value for name, eq, value in (flag.partition("=") for flag in rest)]
     verbs = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
     args = verbs + flags + rest[len(verbs) :]
-    return tyro.cli(options, args=args, config=(tyro.conf.FlagConversionOff, tyro.conf.OmitSubcommandPrefixes))
+    config = (tyro.conf.FlagConversionOff, tyro.conf.OmitSubcommandPrefixes)
+    return tyro.cli(options, args=args, config=config, description=description)
 
 
 def print_line(text: str) -> None:

@@ -41,6 +41,12 @@ def ingest(recording: Recording, out: Place, *, say: Say) -> Manifest:
     if len(parts) > 1 and (cluster.is_connected() or "RAY_ADDRESS" in os.environ or n_bytes >= _WORTH_RAY_BYTES):
         cluster.connect()
         each = partial(fanout.spread, peak_bytes=lambda work: work.part.peak_bytes)
+    n_before = assemble.n_finished(out)
+    say(
+        f"going on with {out}: {n_before} of {counted(len(parts), 'part')} were finished"
+        if n_before
+        else f"writing {out}: {counted(len(parts), 'part')} ..."
+    )
     progress: fanout.Progress | None = None
 
     def done(n_parts: int, rows: int) -> None:
@@ -90,6 +96,11 @@ def portrait(root: Place, manifest: Manifest) -> Portrait:
     )
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """Return a number with its noun."""
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def _pictures(root: Place, manifest: Manifest, images: pa.Table) -> list[tuple[str, bytes]]:
     """Return a few pictures spread over the data set, with captions."""
     rows = np.unique(np.linspace(0, len(images) - 1, MAX_PICTURES).astype(int))
@@ -107,11 +118,10 @@ def _pictures(root: Place, manifest: Manifest, images: pa.Table) -> list[tuple[s
 
 def say_what_is_in(root: Place, manifest: Manifest, say: Say) -> None:
     """Say in a few lines what a data set holds, what was left out, and whether its order can be trusted."""
-    say(
-        f"{manifest.n_segments} segments of {manifest.n_chans} channels x {manifest.n_times} samples at "
-        f"{manifest.sfreq_hz:g} Hz in {manifest.unit}, {len(manifest.subjects)} subjects, "
-        f"{manifest.n_images} pictures of {len(manifest.classes)} classes"
-    )
+    segments, channels = counted(manifest.n_segments, "segment"), counted(manifest.n_chans, "channel")
+    subjects, pictures = counted(len(manifest.subjects), "subject"), counted(manifest.n_images, "picture")
+    say(f"{segments} of {channels} x {manifest.n_times} samples at {manifest.sfreq_hz:g} Hz ({manifest.unit})")
+    say(f"{subjects}, {pictures} of {counted(len(manifest.classes), 'class', 'classes')}")
     for reason, count in manifest.dropped.items():
         say(f"left out        {count} ({reason})")
     for fact in manifest.facts:

@@ -68,6 +68,8 @@ def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space
         store = stream.load_store(base.data, base.image.input_px)
         distributed.batches(base, store, world=settings.workers_per_trial)  # refuses what does not fit the data
         chance = chance_levels(store)
+        if (store.manifest.n_chans, store.manifest.n_times) != (manifest.n_chans, manifest.n_times):
+            say(f"of these, {store.manifest.n_chans} channels x {store.manifest.n_times} samples are read")
         say(_describe_split(store, base, chance))
         for note in store.split.notes:
             say(f"note: {note}")
@@ -121,8 +123,12 @@ def _describe(manifest: Manifest) -> str:
 
 
 def _describe_split(store: Store, base: RunConfig, chance: dict[str, float]) -> str:
+    def samples(rows: np.ndarray) -> str:
+        n_segments = int(store.repeats.count_N[rows].sum())
+        return f"{len(rows)} segments" if n_segments == len(rows) else f"{len(rows)} means of {n_segments} segments"
+
     counts = ", ".join(
-        f"{side} {len(rows)} segments of {len(np.unique(store.image_N[rows]))} pictures"
+        f"{side} {samples(rows)} of {len(np.unique(store.image_N[rows]))} pictures"
         for side, rows in store.split.rows.items()
     )
     return f"split {base.data.split}: {counts} (not opened); chance for val/top1 {chance['val/top1']:.3f}"

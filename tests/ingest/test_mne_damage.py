@@ -11,10 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eegvision.ingest import events, mne_epochs, sources
+from eegvision.ingest import events, mne_epochs, sources, things_meg
 from eegvision.ingest.prepare import Preparation
 from eegvision.vocab import InputError, Segment
-from mne_files import BY_EVENT, CHANNELS, IMAGES, by_presentation, write_epochs, write_raw, write_table
+from mne_files import (
+    BY_EVENT,
+    CHANNELS,
+    IMAGES,
+    by_presentation,
+    write_epochs,
+    write_raw,
+    write_table,
+    write_things_meg,
+)
 
 
 def mutate(path: Path, rng: np.random.Generator, spared: tuple[int, int] = (0, 0)) -> None:
@@ -78,6 +87,41 @@ def test_damage_to_a_recording_is_refused_dropped_by_name_or_changes_only_sample
             outcomes[refusal(error, lab.recording.stem)] += 1
         path.write_bytes(original)
     assert min(outcomes["refused"], outcomes["read"]) > 10
+
+
+def test_damage_to_things_meg_is_refused_dropped_by_name_or_changes_only_samples(tmp_path):
+    things = write_things_meg(tmp_path)
+    recording = next(things.source.rglob("*-epo.fif"))
+    tables = [next(things.metadata.rglob(name)) for name in ("image_paths.csv", "image_concept_index.csv")]
+    samples = things.meg_NCT[1].astype(">f8").tobytes()
+    start = recording.read_bytes().index(samples[:1000])
+
+    def tried() -> tuple[Counter[str], dict[str, tuple[str, str, str]]]:
+        """Drops, and the picture, class and side of every segment."""
+        found = things_meg.read(things.source, things.images, things.metadata, on_bad="drop")
+        segments = [segment for part in found.parts for segment in part.read(found.dropped)]
+        class_of = {stimulus.image_id: stimulus.label_name for stimulus in found.stimuli}
+        side_of = {image: side for side, images in found.header.published.items() for image in images}
+        return +found.dropped, {
+            segment.segment_id: (segment.image_id, class_of[segment.image_id], side_of.get(segment.image_id, ""))
+            for segment in segments
+        }
+
+    known_drops, truth = tried()
+    rng = np.random.default_rng(3)
+    outcomes: Counter[str] = Counter()
+    for number in range(200):
+        path = [recording, recording, *tables][number % 4]
+        original = path.read_bytes()
+        mutate(path, rng, (start, start + len(samples)) if path == recording and number % 8 else (0, 0))
+        try:
+            dropped, found = tried()
+            outcomes["dropped" if dropped != known_drops else "equal"] += 1
+            assert found == truth or (dropped != known_drops and found.items() <= truth.items())
+        except InputError as error:
+            outcomes[refusal(error, recording.name, *(table.name for table in tables), "things")] += 1
+        path.write_bytes(original)
+    assert min(outcomes["refused"], outcomes["equal"]) > 10
 
 
 def test_damage_to_a_table_is_refused_or_dropped_by_name(tmp_path):

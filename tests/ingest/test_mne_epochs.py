@@ -177,8 +177,12 @@ def test_metadata_of_epochs_and_texts_of_events_may_name_the_pictures(tmp_path):
     lab = write_raw(tmp_path / "b", codes=IMAGES)
     assert_all_there(segments_of(read(lab, tmp_path, None)), lab)
     lab = write_raw(tmp_path / "c")
-    with pytest.raises(InputError, match=r"events that are not among the pictures of .* no table: '\d+' \(2 times\)"):
+    with pytest.raises(
+        InputError, match=r"events that are not pictures of .* no --table that says what they show: '\d+' \(2 times\)"
+    ):
         read(lab, tmp_path, None)
+    with pytest.raises(InputError, match="has no columns, so none is called 'stim'; give the --table they are in"):
+        read(lab, tmp_path, None, image_column="stim")
 
 
 def without(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any]]:

@@ -141,7 +141,7 @@ def test_rapid_mixed_presentation_in_halves_of_concepts_is_amber_for_overlap_and
     assert amber == {"overlap", "session code", "class and session"}
     assert found.purge_s == 1.0
     assert finding(found, "overlap").value == 1.0
-    assert "time-purged" in finding(found, "overlap").remedy
+    assert "data.purge_s 0" in finding(found, "overlap").remedy
     code = finding(found, "session code")
     assert code.value == pytest.approx(2.0, abs=0.1)  # one of 2 x 2 pairs of sessions
     assert "test pictures 0.00 bit" in code.sentence

@@ -273,7 +273,10 @@ def test_notes_tell_what_could_give_the_answer_away():
 
     assert "class and block coincide: slow drifts can identify the class" in notes("by-image", "class")
     assert "coincide" not in notes("by-image", "turn")
-    assert "blocks are unknown" in notes("by-image", "unknown")
+    segments, images = tables()
+    assert "blocks are unknown" not in notes("by-image", "unknown"), "the order audit has looked at the times"
+    untimed = segments.set_column(4, "onset_s", pa.array([float("nan")] * len(segments)))
+    assert any("blocks are unknown" in note for note in split("by-image", untimed, images, **SHARES).notes)
     assert "4 of 4 tested concepts are trained on" in notes("by-image", "turn")
     held_out = notes("leave-block-out", "class", held_out="2")
     assert "tested concepts" not in held_out

@@ -314,6 +314,15 @@ def test_two_layouts_under_one_name_are_both_named(tmp_path):
         read(replace(files, source=tmp_path / "c"))
 
 
+def test_recordings_of_sessions_beside_files_of_whole_subjects_are_both_named(raw, tmp_path):
+    files = write_epoched(tmp_path, "whitened")
+    shutil.copytree(raw[0].source / "sub-02", files.source / "sub-02")
+    with pytest.raises(
+        InputError, match=r"sub-02 has files of sessions, .*sub-01 files of the whole subject.*one release"
+    ):
+        read(files, preparation=CUT)
+
+
 def test_a_layout_is_known_by_content_whatever_the_file_is_called(epoched, layout):
     for path in sorted(epoched.source.glob("sub-01/*")):
         short = "train" if "train" in path.name else "test"
@@ -641,6 +650,11 @@ def test_missing_sessions_and_files_are_named(raw, tmp_path):
         InputError, match=r"holds no sub-XX with a training or test file.*give the folder that holds sub-01"
     ):
         read(replace(files, source=tmp_path), preparation=CUT)
+    with pytest.raises(InputError, match=rf"such as {tmp_path / 'raw'}, or one of these"):
+        read(replace(files, source=tmp_path), preparation=CUT)
+    (files.source / "sub-01" / "ses-02" / "raw_eeg_training.npy").unlink()
+    with pytest.raises(InputError, match=r"raw/sub-01/ses-02 has no training file; .*--partitions"):
+        read(replace(files, source=files.source / "sub-01"), preparation=CUT)
     with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
         read(replace(files, source=tmp_path / "nowhere"), preparation=CUT)
 

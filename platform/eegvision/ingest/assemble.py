@@ -16,7 +16,7 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,6 +119,18 @@ def write(
     return read_manifest(out)
 
 
+def n_finished(out: Place | Path) -> int:
+    """Return how many parts of an interrupted `write` are finished."""
+    return sum(name.startswith(f"{_STAGE}/part-") and name.endswith(".json") for name in place(out).files())
+
+
+def refuse_existing(out: Place | Path) -> None:
+    """Raise InputError if `out` holds something other than what an interrupted `write` left."""
+    out = place(out)
+    if (out / MANIFEST_NAME).exists() or (out.exists() and not (out / _STAGE / "plan.json").exists()):
+        raise InputError(f"{out} exists already; choose another name, or remove it to ingest the data again")
+
+
 def write_dataset(
     out: Place | Path,
     header: Header,
@@ -156,18 +168,17 @@ def _resume(out: Place, recording: Recording) -> dict[int, int]:
     }
     names = plan["parts"]
     assert len(set(names)) == len(names), f"two parts have one name: {names}"
+    refuse_existing(out)
     if not out.exists():
         (out / _STAGE / "plan.json").write(json.dumps(plan).encode())
         return {}
-    if (out / MANIFEST_NAME).exists() or not (out / _STAGE / "plan.json").exists():
-        raise InputError(f"{out} exists already; choose another name, or remove it to ingest the data again")
     before = json.loads((out / _STAGE / "plan.json").read())
-    differing = [name for name in plan["header"] if before["header"].get(name) != plan["header"][name]]
+    differing = [*_differing(before["header"], plan["header"])]
     differing += ["parts"] if before["parts"] != plan["parts"] else []
     if differing:
         raise InputError(
             f"{out} holds an unfinished ingest of other data or with other settings (different: "
-            f"{', '.join(differing)}); repeat its command to finish it, remove it, or choose another name"
+            f"{', '.join(differing[:5])}); repeat its command to finish it, remove it, or choose another name"
         )
     finished = {}
     for number, part in enumerate(recording.parts):
@@ -181,6 +192,16 @@ def _resume(out: Place, recording: Recording) -> dict[int, int]:
         elif outcome:
             (out / _STAGE / f"part-{number:05d}.json").remove()
     return finished
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of what differs."""
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict) and prefix.count(".") < 2:
+            yield from _differing(old, new, prefix=f"{prefix}{name}.")
+        elif old != new:
+            yield prefix + name
 
 
 def _outcome(out: Place, number: int) -> dict[str, Any] | None:
@@ -405,25 +426,36 @@ def _checked_fixations(
 
 
 def _write_table(out: Place, prefix: str, tables: Iterator[pa.Table], rows_per_shard: int) -> list[Shard]:
-    """Write row groups as files `prefix00000.parquet` and so on; none, no file."""
-    shards: list[Shard] = []
+    """Write row groups as files `prefix00000.parquet` and so on; none, no file.
+
+    Groups are encoded and files hashed in a second thread, outside Python's lock, while the next ones are made.
+    """
+    written: list[tuple[str, int, Future[str]]] = []
     groups_per_shard = max(1, rows_per_shard // _ROWS_PER_GROUP)  # of `_ROWS_PER_GROUP` or, in tiny shards, fewer
-    while first := list(itertools.islice(tables, 1)):
-        name = f"{prefix}{len(shards):05d}.parquet"
-        n_rows = _write_shard(out / name, itertools.chain(first, itertools.islice(tables, groups_per_shard - 1)))
-        shards.append(Shard(path=name, rows=n_rows, sha256=sha256_of(out / name)))
-    return shards
+    with ThreadPoolExecutor(1) as pool:
+        while first := list(itertools.islice(tables, 1)):
+            name = f"{prefix}{len(written):05d}.parquet"
+            own = itertools.chain(first, itertools.islice(tables, groups_per_shard - 1))
+            n_rows = _write_shard(out / name, own, pool)
+            written.append((name, n_rows, pool.submit(sha256_of, out / name)))
+    return [Shard(path=name, rows=n_rows, sha256=digest.result()) for name, n_rows, digest in written]
 
 
-def _write_shard(path: Place, tables: Iterator[pa.Table]) -> int:
+def _write_shard(path: Place, tables: Iterator[pa.Table], pool: ThreadPoolExecutor) -> int:
     n_rows = 0
     # Noise and JPEG do not compress, so reading stays a copy; statistics of samples help nobody.
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
     first = next(tables)
     with path.writing() as file, pq.ParquetWriter(file, first.schema, **options) as writer:
-        for table in itertools.chain([first], tables):
-            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
-            n_rows += len(table)
+        writing = pool.submit(writer.write_table, first, row_group_size=_ROWS_PER_GROUP)
+        n_rows += len(first)
+        try:
+            for table in tables:
+                writing.result()  # one group waits at most
+                writing = pool.submit(writer.write_table, table, row_group_size=_ROWS_PER_GROUP)
+                n_rows += len(table)
+        finally:
+            writing.result()
     return n_rows
 
 

@@ -101,7 +101,7 @@ def read(
     name = name or (root or files[0].path).stem
     header = presentations.header(kept, pictures, preparation, session_of, name=name, dialect="mne", licence=licence)
     paths = [path for _, file, _ in kept for path in file.paths]
-    vouched = presentations.vouched([*paths, *([listed.path] if listed else [])], root)
+    vouched = sources.check_sums([*paths, *([listed.path] if listed else [])], root)
     doubts = presentations.excerpt(pieces[0], preparation, samples)
     return sources.Recording(
         header=dataclasses.replace(header, facts=(*header.facts, *vouched, *doubts)),

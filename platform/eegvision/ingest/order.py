@@ -48,6 +48,7 @@ _CODE_BITS = 0.25  # a sixth of a gallery is ruled out; a few lost segments stay
 
 _BY_BLOCK = "Train and test on different blocks or sessions (data.split leave-block-out), or record with classes mixed."
 _WITHIN_SESSIONS = "Compare only pictures shown in the same sessions, or test on pictures shown in all of them."
+_ELSEWHERE = "Take scores on these data for what they are, and show the effect on recordings with classes mixed."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +151,11 @@ def audit(
     if len(known.image_N):
         findings += _class_findings(known, side_M, rng, n_rounds)
         findings += _picture_findings(known, rng, n_rounds)
-    overlap, purge_s = _overlap(known, segments.num_rows, n_times / sfreq_hz, 1 / sfreq_hz)
+    overlap, purge_s = _overlap(known, segments["onset_s"].to_numpy(), n_times / sfreq_hz, 1 / sfreq_hz)
     findings += [overlap, *_session_findings(segments, image_N, label_M, side_M, published, rng, n_rounds)]
     findings.append(_repeated_pictures(images, side_M, published))
     if critique:
-        findings.append(Finding(check="published critique", grade="red", sentence=critique, remedy=_BY_BLOCK))
+        findings.append(Finding(check="published critique", grade="red", sentence=critique, remedy=_ELSEWHERE))
     grade = max((finding.grade for finding in findings), key=GRADES.index)
     return Audit(grade=grade, findings=tuple(findings), purge_s=purge_s)
 
@@ -449,12 +450,12 @@ def _picture_findings(known: _Presentations, rng: np.random.Generator, n_rounds:
     return [_lag_finding("same picture again", "picture", test)] if test.sd_G.any() else []
 
 
-def _overlap(known: _Presentations, n_segments: int, window_s: float, sample_s: float) -> tuple[Finding, float]:
+def _overlap(known: _Presentations, onset_s_N: np.ndarray, window_s: float, sample_s: float) -> tuple[Finding, float]:
     """Say which share of segments holds samples that are in another segment as well, and the purge that takes."""
     is_close_N = known.gap_s_N < window_s - sample_s / 2  # False for NaN
     is_shared_N = is_close_N.copy()
     is_shared_N[:-1] |= is_close_N[1:]
-    n_unknown = n_segments - len(is_shared_N) + int(np.isnan(known.gap_s_N).sum())
+    n_segments, n_unknown = len(onset_s_N), int(np.isnan(onset_s_N).sum())
     share = float(is_shared_N.mean()) if len(is_shared_N) else 0.0
     if share:
         shortest_s = float(known.gap_s_N[is_close_N].min())
@@ -462,7 +463,7 @@ def _overlap(known: _Presentations, n_segments: int, window_s: float, sample_s: 
             f"{_percent(share)} of segments share samples with a neighbour: pictures follow each other after "
             f"{shortest_s:.3g} s, segments last {window_s:.3g} s. A model can know a validation segment from training."
         )
-        remedy = f"Keep training and validation segments {window_s:.3g} s apart (data.split time-purged)."
+        remedy = "Keep training windows clear of validation and test windows: data.purge_s 0, with whatever split."
         found = Finding(check="overlap", grade="amber", value=share, limit=0.0, sentence=sentence, remedy=remedy)
         return found, window_s
     if n_unknown:

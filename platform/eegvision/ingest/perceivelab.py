@@ -128,7 +128,7 @@ def read(
         name=file.path.stem,
         dialect="perceivelab",
         licence="unknown: the terms of the data's owner apply",
-        montage=Montage(channels=names),
+        montage=Montage(channels=names, positions_m=prepare.positions_m(names)),
         sfreq_hz=SFREQ_HZ,
         t_min_s=start / SFREQ_HZ,
         n_times=stop - start,
@@ -202,6 +202,8 @@ def _load(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 def _read_file(path: Path) -> _File:
     """Return the file's rows; kept until another file is asked for, because every part reads the same one."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the file in it, such as {path / 'eeg_5_95_std.pth'}")
     if not path.is_file():
         raise InputError(f"there is no file {path}; check the path")
     return _parsed(path, file_key(path))

@@ -167,13 +167,21 @@ def read_eeg(pieces: Sequence[Piece], cut: Cut) -> Rows:
     Raises:
         InputError: a shard is missing or damaged (page checksums are compared).
     """
-    parts = []
     columns, times = [f"eeg.{name}" for name in cut.channels], slice(cut.first, cut.stop)
+    row_n = np.concatenate([piece.row_n for piece in pieces])
+    eeg_nCT = np.empty((len(row_n), len(cut.channels), cut.stop - cut.first), dtype=np.float32)
+    start = 0
     for piece in pieces:
-        eeg_NCT = eeg_array(_read_group(piece, columns)["eeg"], cut.channels, times)
-        eeg_nCT = eeg_NCT if len(piece.place_n) == len(eeg_NCT) else eeg_NCT[piece.place_n]
-        parts.append(segment_zscore(eeg_nCT) if cut.normalise == "segment-zscore" else eeg_nCT)
-    return {"row": np.concatenate([piece.row_n for piece in pieces]), "eeg": np.concatenate(parts)}
+        column = _read_group(piece, columns)["eeg"]
+        own = slice(start, start + len(piece.place_n))
+        start = own.stop
+        if len(piece.place_n) == len(column):
+            eeg_array(column, cut.channels, times, out=eeg_nCT[own])
+        else:
+            eeg_nCT[own] = eeg_array(column, cut.channels, times)[piece.place_n]
+        if cut.normalise == "segment-zscore":
+            eeg_nCT[own] = segment_zscore(eeg_nCT[own])
+    return {"row": row_n, "eeg": eeg_nCT}
 
 
 def read_images(piece: Piece, side_px: int) -> Rows:

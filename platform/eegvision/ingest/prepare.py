@@ -35,21 +35,21 @@ class Preparation:
     channels: tuple[str, ...] = ()
     """Channels to keep, in this order; aliases such as FP1 or T3 are understood. None given: all, as in the source."""
     notch_hz: tuple[float, ...] = ()
-    """Frequencies to cut out, such as 50 100."""
+    """Frequencies in Hz to cut out, such as 50 100."""
     low_hz: float | None = None
-    """Lower edge of the pass band."""
+    """Lower edge of the pass band in Hz."""
     high_hz: float | None = None
-    """Upper edge of the pass band."""
+    """Upper edge of the pass band in Hz."""
     window_s: Span | None = None
-    """What to keep of every segment."""
+    """What to keep of every segment: from (included) and to (not included), in seconds after onset."""
     baseline_s: Span | None = None
-    """Span whose mean is subtracted from every channel of a segment."""
+    """Span whose mean is subtracted from every channel of a segment, in seconds after onset."""
     resample_hz: float | None = None
-    """New sampling rate."""
+    """New sampling rate in Hz."""
     scale: Scale = "none"
     """Scaling fitted on the training segments of each session."""
     clamp: float | None = None
-    """Largest magnitude kept, in units after scaling."""
+    """Largest magnitude kept, in the unit after scaling."""
 
     def __post_init__(self) -> None:
         for name in ("low_hz", "high_hz", "resample_hz", "clamp"):

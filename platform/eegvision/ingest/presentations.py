@@ -321,16 +321,6 @@ def segments(
             yield Segment(eeg_CT=eeg_CT, **values)
 
 
-def vouched(paths: Sequence[Path], root: Path | None) -> tuple[str, ...]:
-    """Compare files with the checksums in `root`, or else each with those beside it; see `sources.check_sums`."""
-    by_folder: dict[Path, list[Path]] = {}
-    for path in dict.fromkeys(paths):
-        by_folder.setdefault(root or path.parent, []).append(path)
-    return tuple(
-        dict.fromkeys(fact for folder, inside in by_folder.items() for fact in sources.check_sums(inside, folder))
-    )
-
-
 def excerpt(piece: Piece, preparation: prepare.Preparation, samples: Samples) -> tuple[str, ...]:
     """Doubt the first minute of a recording, or its first epochs.
 

@@ -1,10 +1,10 @@
-"""Numbers about the samples of a data set: measured shard by shard, merged in any grouping, summarised at the end.
+"""Numbers about the samples of a data set: measured row group by row group, merged as they come, summarised.
 
-    quality = functools.reduce(merge, (measure(eeg_NCT, ...) for every shard))
+    quality = functools.reduce(merge, (measure(eeg_NCT, ...) for every row group))
 
-`merge` is associative up to rounding, so shards can be measured in several processes. Everything is a float64 sum
+`merge` is associative up to rounding, so parts can be measured in several processes. Everything is a float64 sum
 or a count, hence small whatever the size of the data set. Spectrum and amplitudes are taken from a seeded sample of
-segments of every shard; all else from every sample.
+segments of every row group; all else from every sample.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROWS_OF: dict[Region, str] = {
 _REGION_OF_ROW = {row.lower(): region for region, rows in _ROWS_OF.items() for row in rows.split()}
 _NAME = re.compile(r"([a-z]+?)(?:z|\d{1,2}h?)", re.IGNORECASE)
 
-SAMPLED = 16  # segments of a shard of which spectrum and amplitudes are taken
+SAMPLED = 4  # segments of every row group (of 64) of which spectrum and amplitudes are taken
 _ROWS_AT_ONCE = 16  # 16 x 128 x 440 float64 are 7 MB and stay in the cache
 _WELCH_S = 2.0  # longest window of the spectrum
 LINES_HZ = (50.0, 60.0)
@@ -149,7 +149,7 @@ def measure(
         sfreq_hz: samples per second.
         t_min_s: time of the first sample after onset.
         unit: of the samples.
-        seed: of the draw of the segments for spectrum and amplitudes; another one for every shard.
+        seed: of the draw of the segments for spectrum and amplitudes; another one for every call.
     """
     n_segments, n_chans, n_times = eeg_NCT.shape
     assert n_segments == len(subject) == len(session) >= 1, "one subject and session per segment"

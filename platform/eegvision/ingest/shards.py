@@ -82,6 +82,7 @@ def read_manifest(root: Place | Path) -> Manifest:
     try:
         values = json.loads(path.read())
     except FileNotFoundError as error:
+        again = "its ingest was interrupted: repeat the same command" if (root / ".ingest").exists() else again
         raise InputError(f"{root} is not a whole data set: it has no {MANIFEST_NAME}; {again}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); {again}") from error
@@ -228,12 +229,19 @@ def eeg_column(eeg_NCT: np.ndarray, channels: Sequence[str]) -> pa.StructArray:
 
 
 def eeg_array(
-    column: pa.Array | pa.ChunkedArray, channels: Sequence[str] | None = None, times: slice = slice(None)
+    column: pa.Array | pa.ChunkedArray,
+    channels: Sequence[str] | None = None,
+    times: slice = slice(None),
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the column `eeg` as float32 [N, C, T], the channels (all if none are named) in the order given."""
+    """Return the column `eeg` as float32 [N, C, T], the channels (all if none are named) in the order given.
+
+    With `out`, an array of that shape, nothing else is allocated.
+    """
     names = [column.type.field(n).name for n in range(column.type.num_fields)] if channels is None else channels
     n_times = column.type.field(names[0]).type.byte_width // 4
-    out = np.empty((len(column), len(names), len(range(n_times)[times])), dtype=np.float32)
+    if out is None:
+        out = np.empty((len(column), len(names), len(range(n_times)[times])), dtype=np.float32)
     start = 0
     for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         for n, name in enumerate(names):

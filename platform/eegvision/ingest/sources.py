@@ -114,25 +114,29 @@ def child(root: Path, name: str) -> Path:
     return path
 
 
-def check_sums(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
-    """Compare files with the checksums that lie in `folder` (SHA256SUMS or MD5SUMS, one "hash  name" per line).
+def check_sums(paths: Sequence[Path], folder: Path | None = None) -> tuple[str, ...]:
+    """Compare files with lists of checksums (SHA256SUMS or MD5SUMS, one "hash  name" per line).
 
+    Args:
+        paths: the files.
+        folder: where the lists are; by default beside each file.
     Returns:
         what cannot be vouched for, as sentences for `Header.facts`; files of samples carry no checksum themselves.
     Raises:
-        InputError: a file is not what the list says, or the list cannot be understood.
+        InputError: a file is not what a list says, or a list cannot be understood.
     """
+    folders = [folder] if folder else dict.fromkeys(path.parent for path in paths)
     listed: dict[Path, tuple[str, str]] = {}
-    for name, algorithm in _SUMS.items():
-        if not (folder / name).is_file():
+    for path, algorithm in ((own / name, algorithm) for own in folders for name, algorithm in _SUMS.items()):
+        if not path.is_file():
             continue
-        for number, line in enumerate((folder / name).read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if not line.strip():
                 continue
             match = _SUMS_LINE.fullmatch(line)
             if not match:
-                raise InputError(f"{folder / name}, line {number}: {line[:80]!r} is not a checksum and a name; mend it")
-            listed[child(folder, match[2].removeprefix("./")).resolve()] = (algorithm, match[1].lower())
+                raise InputError(f"{path}, line {number}: {line[:80]!r} is not a checksum and a name; mend it")
+            listed[child(path.parent, match[2].removeprefix("./")).resolve()] = (algorithm, match[1].lower())
     unlisted = []
     for path in paths:
         if path.resolve() not in listed:

@@ -235,7 +235,8 @@ def _read_epoched(
     stored = unpickle.array(file.eeg)
     assert stored is not None  # _open saw to it
     eeg_NRCT = stored.reshape(-1, *stored.shape[-3:])
-    order = [file.channels.index(name) for name in channels]
+    places = [file.channels.index(name) for name in channels]
+    order = slice(None) if places == list(range(len(file.channels))) else places  # a slice copies nothing
     for row, image_id, session_R in zip(rows, image_N, session_NR, strict=True):
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite and is found below
             eeg_RCT = eeg_NRCT[row][:, order].astype(np.float32)
@@ -413,7 +414,7 @@ def _events(run: File, n_images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check(run: File) -> tuple[str, ...]:
-    """Hold unit and rate against the middle minute of a recording."""
+    """Hold unit and rate against the middle minute of a recording, and look for channels without a usable signal."""
     stored = unpickle.array(run.eeg)
     assert stored is not None
     start = max(0, stored.shape[1] // 2 - int(30 * run.sfreq_hz))
@@ -421,7 +422,10 @@ def _check(run: File) -> tuple[str, ...]:
     with np.errstate(over="ignore"):
         eeg_CS = np.asarray(piece_CS, np.float32)
     signal = Signal(eeg=eeg_CS, channels=run.channels, sfreq_hz=run.sfreq_hz, t_min_s=0, unit=run.unit)
-    return prepare.check_samples(signal, str(run.place.path))
+    where = str(run.place.path)
+    doubts = prepare.check_samples(signal, where)
+    with np.errstate(invalid="ignore", over="ignore"):  # a segment with NaN or infinite samples is found by itself
+        return (*doubts, *prepare.refuse_bad_channels(signal, where))
 
 
 def _rows_of(run: File, channels: Sequence[str]) -> list[int]:

@@ -94,7 +94,7 @@ def read(
         kept, pictures, preparation, {"": 0}, name="things-meg", dialect="things-meg", licence="CC0-1.0"
     )
     pieces = _in_ranges(presentations.plan(kept, preparation, {"": 0}, on_bad, dropped))
-    vouched = presentations.vouched([path for file in files for path in file.paths], None)
+    vouched = sources.check_sums([path for file in files for path in file.paths], None)
     doubts = presentations.excerpt(pieces[0], preparation, mne_epochs.samples)
     facts += [basis, *vouched, *doubts]
     return sources.Recording(
