@@ -5,12 +5,15 @@ import dataclasses
 import inspect
 import itertools
 import json
+from typing import Any, get_args
 
 import pytest
 
 from eegvision.config import (
+    EEG_DEFAULTS,
     DataConfig,
     EegConfig,
+    EegEncoderName,
     ImageConfig,
     LossConfig,
     OptimConfig,
@@ -44,6 +47,15 @@ def test_overrides_leave_the_original_alone_and_turn_whole_numbers_into_floats()
         ({"optim.lrr": 1.0}, "unknown setting 'optim.lrr'; did you mean 'optim.lr'"),
         ({"eeg.encoder": "vgg"}, r"eeg.encoder is 'vgg'; expected one of 'palazzo-lstm'"),
         ({"eeg.encoder": "tsconv", "eeg.hidden": 64}, r"eeg.hidden is set to 64, but 'tsconv' has no such setting"),
+        (
+            {"eeg.variant": "released"},
+            r"eeg.variant is set to 'released', but 'palazzo-gru' .*\(only atm-s, eeg-channelnet, nice-ga, nice-sa\)",
+        ),
+        ({"eeg.encoder": "nice-sa", "eeg.variant": "both"}, "eeg.variant is 'both'; expected one of 'published', 'rel"),
+        ({"eeg.encoder": "nice-sa", "eeg.channel_dropout": 1.0}, r"eeg.channel_dropout is 1.0; expected a share"),
+        ({"eeg.encoder": "eeg-channelnet", "eeg.blocks": -1}, "eeg.blocks is -1; expected at least 0"),
+        ({"eeg.encoder": "simple-conv", "eeg.dropout_radius": -0.1}, "eeg.dropout_radius is -0.1; expected at least 0"),
+        ({"eeg.subjects": "token"}, r"'token', but 'palazzo-gru' has no tokens \(only atm-s has\); use 'layer'"),
         ({"loss.temperature": 0.1}, r"'triplet' has no such setting \(only info_nce, siglip\)"),
         ({"optim.lr": -1.0}, "optim.lr is -1.0; expected above 0"),
         ({"optim.lr": float("nan")}, "optim.lr is nan; expected a finite number"),
@@ -95,6 +107,15 @@ def test_resolving_fills_in_what_was_published():
     assert flat["image.size_px"] == 299
     assert (flat["eeg.hidden"], flat["eeg.channels"], flat["loss.margin"]) == (256, "shared", 0.0)
     assert "eeg.dropout" not in flat
+
+
+def test_every_encoder_has_its_published_settings_and_only_those_it_names():
+    assert set(EEG_DEFAULTS) == set(get_args(EegEncoderName))
+    names: Any = EEG_DEFAULTS
+    for name, defaults in names.items():
+        resolved = EegConfig(encoder=name).resolved()
+        filled = {f.name for f in dataclasses.fields(resolved) if getattr(resolved, f.name) is not None}
+        assert filled == {"encoder", "embed_dim", *defaults}
 
 
 def test_a_sweep_needs_at_least_one_trial():

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from eegvision import distributed, stream, train
+from eegvision import checkpoint, distributed, stream, train
 from eegvision.config import RunConfig
-from eegvision.encoders.joint import build_joint
+from eegvision.encoders.joint import JointModel, build_joint
 from eegvision.evaluate.statistics import permutation_p
 from eegvision.ingest import assemble, simulate
 
@@ -64,3 +64,25 @@ def test_planted_structure_is_found_in_held_out_pictures_and_noise_is_not(tmp_pa
     else:
         assert p > 0.01
         assert abs(observed - chance) < 0.5 * chance
+
+
+@pytest.mark.parametrize(
+    ("encoder", "settings"),
+    [("simple-conv", {"eeg.hidden": 16}), ("atm-s", {"eeg.subjects": "token"}), ("tsconv", {"eeg.subjects": "layer"})],
+)
+def test_encoders_that_know_places_or_subjects_are_trained_and_loaded_with_them(
+    tiny_dataset, tmp_path, encoder, settings
+):
+    config = RunConfig().with_overrides(
+        {"data.dataset": str(tiny_dataset), "data.val_fraction": 0.2, "eeg.encoder": encoder, "image.size_px": 16,
+         "eeg.embed_dim": 8, "image.embed_dim": 8, "train.max_passes": 1, "train.batch_size": 16, **settings}
+    )  # fmt: skip
+    distributed.fit_here(config, tmp_path, lambda _: None)
+    path = checkpoint.latest(tmp_path / "best")
+    assert path is not None
+    model = JointModel.load(path)
+    assert len(model.data["positions_m"]) == 16
+    assert model.data["subjects"] == (["sub-01", "sub-02"] if "eeg.subjects" in settings else [])
+    eeg_BCT = torch.randn(2, 16, 88)
+    one, other = (model.encode_eeg(eeg_BCT, model.subject_rows([name] * 2)) for name in ("sub-01", "sub-02"))
+    assert torch.equal(one, other) == ("eeg.subjects" not in settings)

@@ -108,6 +108,7 @@ def test_every_row_of_a_batch_belongs_together(store):
         assert torch.equal(batch.eeg_BCT, row_B[:, None, None].expand(-1, 2, 3).float())
         assert torch.equal(batch.image_B, row_B % 7)
         assert torch.equal(batch.label_B, row_B % 7 % 2)
+        assert torch.equal(batch.subject_B, torch.zeros_like(row_B))
         assert batch.image_B3HW.shape == (12, 3, SIZE, SIZE)
         assert {str(tensor.dtype) for tensor in vars(batch).values()} == {"torch.float32", "torch.int64"}
 
@@ -414,3 +415,13 @@ def test_batches_hold_the_channels_and_times_asked_for(tiny):
         assert loaded.manifest.n_times == 40
         batch = next(train(loaded, config=config, size_px=32).passes(1))
         np.testing.assert_array_equal(batch.eeg_BCT, eeg_of(whole)[batch.row_B.numpy()][:, own, 20:60])
+
+
+def test_a_subject_that_is_not_in_training_has_no_number(tiny):
+    loaded = stream.load_store(dataclasses.replace(tiny, split="leave-subject-out", held_out="sub-01"), 32)
+    assert loaded.trained_subjects == ("sub-02",)
+    batches = stream.Batches(loaded, "test", config=tiny, size_px=32, batch_size=8, seed=0, training=False)
+    assert {int(number) for batch in batches.passes(1) for number in batch.subject_B} == {-1}
+    assert {int(number) for batch in val(loaded, config=tiny, size_px=32).passes(1) for number in batch.subject_B} == {
+        0
+    }

@@ -268,6 +268,8 @@ def test_a_checkpoint_holds_what_is_needed_to_build_the_model_again(tmp_path):
             "sfreq_hz": 100.0,
             "channels": ["O1", "O2", "Oz", "Pz"],
             "classes": ["cat", "dog", "fish"],
+            "positions_m": [],
+            "subjects": [],
             "split": "by-image",
             "split_notes": ["subjects are on all sides"],
         }

@@ -19,7 +19,11 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 
 from eegvision.vocab import InputError, SplitRule
 
-EegEncoderName = Literal["palazzo-lstm", "palazzo-gru", "tsconv"]
+EegEncoderName = Literal[
+    "palazzo-lstm", "palazzo-gru", "tsconv", "nice-sa", "nice-ga", "nice-shallow", "nice-deep", "nice-eegnet", "atm-s",
+    "eeg-project", "eeg-channelnet", "perceivelab-lstm", "simple-conv",
+    "braindecode-eegnet", "braindecode-shallow", "braindecode-deep4", "braindecode-conformer",
+]  # fmt: skip
 ImageEncoderName = Literal["small", "alexnet", "resnet18", "resnet101", "densenet161", "inception_v3"]
 LossName = Literal["triplet", "info_nce", "siglip"]
 MetricName = Literal["val/loss", "val/top1", "val/top5", "val/class_top1"]
@@ -32,6 +36,20 @@ EEG_DEFAULTS: dict[str, dict[str, Any]] = {
     "palazzo-lstm": {"channels": "shared", "hidden": 256},
     "palazzo-gru": {"channels": "shared", "hidden": 256},
     "tsconv": {"filters": 40, "dropout": 0.5},
+    "nice-sa": {"variant": "published", "filters": 40, "dropout": 0.5, "channel_dropout": 0.3},
+    "nice-ga": {"variant": "published", "filters": 40, "dropout": 0.5, "channel_dropout": 0.3},
+    "nice-shallow": {"dropout": 0.5},
+    "nice-deep": {"dropout": 0.5},
+    "nice-eegnet": {"dropout": 0.5},
+    "atm-s": {"variant": "published", "filters": 40, "dropout": 0.5, "channel_dropout": 0.25},
+    "eeg-project": {"dropout": 0.3},
+    "eeg-channelnet": {"variant": "published", "blocks": 4, "dropout": 0.2},
+    "perceivelab-lstm": {"hidden": 128},
+    "simple-conv": {"hidden": 320, "dropout_radius": 0.2},
+    "braindecode-eegnet": {"dropout": 0.25},
+    "braindecode-shallow": {"dropout": 0.5},
+    "braindecode-deep4": {"dropout": 0.5},
+    "braindecode-conformer": {"dropout": 0.5},
 }
 LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
     "triplet": {"margin": 0.0, "negatives": "random", "normalise_eeg": False, "normalise_image": False},
@@ -127,11 +145,24 @@ class EegConfig:
     channels: Literal["shared", "mixed"] | None = None
     """palazzo: one set of temporal filters for every channel and a learned merge, or C-input convolutions."""
     hidden: int | None = None
-    """palazzo: size of the recurrent state (256)."""
+    """palazzo, perceivelab: size of the recurrent state (256; 128). simple-conv: width of its convolutions (320)."""
     filters: int | None = None
-    """tsconv: number of temporal and spatial filters (40)."""
+    """tsconv, nice-sa, nice-ga, atm-s: number of temporal and spatial filters (40)."""
     dropout: float | None = None
-    """tsconv: dropout after the convolutions and in the projection, in [0, 1) (0.5)."""
+    """nice, atm-s, tsconv: dropout after the convolutions and in the projection, in [0, 1) (0.5); eeg-project: in the
+    projection (0.3); eeg-channelnet: of whole maps (0.2); braindecode: as published (0.25 for EEGNet, else 0.5), and
+    for the Conformer in its attention too, though not before its last layer."""
+    channel_dropout: float | None = None
+    """nice-sa, nice-ga, atm-s: dropout in the layer over channels, in [0, 1) (0.3; 0.3; 0.25)."""
+    dropout_radius: float | None = None
+    """simple-conv: in training, channels this near to a random point are left out, in extents of the montage (0.2)."""
+    blocks: int | None = None
+    """eeg-channelnet: residual blocks (4); fewer fit smaller montages: 3 from 62 channels, 1 from 14."""
+    subjects: Literal["token", "layer"] | None = None
+    """What is learned for each subject apart: atm-s's token, or (any encoder) a linear map of the channels in front;
+    by default nothing."""
+    variant: Literal["published", "released"] | None = None
+    """nice-sa, nice-ga, atm-s, eeg-channelnet: what the paper describes, or what its released code computes."""
 
     def __post_init__(self) -> None:
         _require(self.embed_dim >= 1, "eeg.embed_dim", self.embed_dim, "at least 1")
@@ -139,7 +170,16 @@ class EegConfig:
         for name in ("hidden", "filters"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"eeg.{name}", value, "at least 1")
-        _require(self.dropout is None or 0 <= self.dropout < 1, "eeg.dropout", self.dropout, "a share in [0, 1)")
+        for name in ("dropout", "channel_dropout"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 1, f"eeg.{name}", value, "a share in [0, 1)")
+        if self.subjects == "token" and self.encoder != "atm-s":
+            raise InputError(
+                f"eeg.subjects is 'token', but {self.encoder!r} has no tokens (only atm-s has); "
+                "use 'layer', remove it or choose atm-s"
+            )
+        for name in ("dropout_radius", "blocks"):
+            _require((getattr(self, name) or 0) >= 0, f"eeg.{name}", getattr(self, name), "at least 0")
 
     def resolved(self) -> EegConfig:
         """Return this config with every setting of its encoder filled in."""

@@ -146,7 +146,14 @@ def _fit(
     train_batches, val_batches = batches(config, store, rank=rank, world=world, device=device)
     torch.manual_seed(config.seed)
     manifest = store.manifest
-    model = build_joint(config, manifest.n_chans, manifest.n_times, manifest.sfreq_hz)
+    model = build_joint(
+        config,
+        manifest.n_chans,
+        manifest.n_times,
+        manifest.sfreq_hz,
+        positions_m=manifest.montage.positions_m,
+        subjects=store.trained_subjects if config.eeg.subjects else (),
+    )
     return train.fit(
         config,
         model,

@@ -184,7 +184,9 @@ def train_step(config: RunConfig, state: TrainState, batch: Batch, *, number: in
     _copy(state.buffers, state.spares)
 
     with _autocast(config.train, batch.eeg_BCT.device):
-        eeg_RD, image_RD, scale, bias = state.network(batch.eeg_BCT, _laid_out(config.train, batch.image_B3HW))
+        eeg_RD, image_RD, scale, bias = state.network(
+            batch.eeg_BCT, _laid_out(config.train, batch.image_B3HW), batch.subject_B
+        )
     loss = batch_loss(
         config.loss,
         processes.gather(eeg_RD),
@@ -347,6 +349,9 @@ def _data_facts(config: RunConfig, store: Store) -> dict[str, Any]:
         "sfreq_hz": manifest.sfreq_hz,
         "channels": list(manifest.channels),
         "classes": list(manifest.classes),
+        "positions_m": [list(place) for place in manifest.montage.positions_m],
+        # Names of people stay where the data are, unless the model has something of its own for each.
+        "subjects": list(store.trained_subjects) if config.eeg.subjects else [],
         "split": config.data.split,
         "split_notes": list(store.split.notes),
     }
@@ -519,7 +524,7 @@ def _encode_all(
     with _autocast(config.train, device):
         for batch in val.passes(1):
             rows.append(batch.row_B)
-            eegs.append(model.encode_eeg(batch.eeg_BCT))
+            eegs.append(model.encode_eeg(batch.eeg_BCT, batch.subject_B))
         for index, (image_B3HW, image_B) in enumerate(val.images(config.train.batch_size)):
             if index % processes.world() == processes.rank():
                 numbers.append(image_B)

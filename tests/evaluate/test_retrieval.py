@@ -1,11 +1,26 @@
 """eegvision.evaluate.retrieval: hand-worked values, brute force, chance level, refusals."""
 
-from itertools import combinations
+from itertools import combinations, permutations
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
-from eegvision.evaluate.retrieval import class_top1, kway_accuracy, median_rank, ranks, topk_accuracy
+from eegvision.evaluate.retrieval import (
+    assignment,
+    average_precision,
+    chance_average_precision,
+    chance_first_right,
+    class_top1,
+    csls,
+    first_right_ranks,
+    kway_accuracy,
+    median_rank,
+    ranks,
+    similarity,
+    topk_accuracy,
+)
 from eegvision.vocab import InputError
 
 # Targets 0, 1, 2:  first of three · last, two above · tied for the two best places
@@ -126,3 +141,105 @@ def test_class_top1_of_a_collapsed_model_is_the_share_of_the_class():
 def test_class_top1_refuses_labels_of_another_gallery():
     with pytest.raises(InputError, match="gallery and query labels"):
         class_top1(SCORES, np.array([5, 6]), np.array([5, 6, 6]))
+
+
+def test_the_best_of_several_right_items_has_the_rank_expected_over_tie_breaks():
+    # Of five level items two are right: over all orders the first right one is at place 2 on average, (5 + 1)/(2 + 1).
+    score, right = np.zeros((1, 5)), np.array([[True, False, False, True, False]])
+    places = [min(order.index(0), order.index(3)) + 1 for order in permutations(range(5))]
+    assert first_right_ranks(score, right)[0] == pytest.approx(np.mean(places)) == 2
+
+
+def test_first_right_ranks_by_hand():
+    score = np.array([[5, 4, 3, 2], [5, 4, 3, 2], [1, 1, 0, -np.inf]])
+    right = np.array([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 1]], dtype=bool)
+    np.testing.assert_array_equal(first_right_ranks(score, right), [2, 1, 4])
+
+
+def test_first_right_ranks_of_one_right_item_are_ranks():
+    rng = np.random.default_rng(0)
+    for score in (rng.integers(0, 4, (40, 9)), rng.normal(size=(40, 9))):
+        target = rng.integers(0, 9, 40)
+        np.testing.assert_array_equal(first_right_ranks(score, np.eye(9, dtype=bool)[target]), ranks(score, target))
+
+
+def test_average_precision_by_hand():
+    # Right at places 1 and 3 of 4: (1/1 + 2/3) / 2. All four level, two right: each 1.5 / 2.5.
+    score = np.array([[9.0, 8.0, 7.0, 6.0], [0.0, 0.0, 0.0, 0.0]])
+    right = np.array([[True, False, True, False], [True, False, True, False]])
+    np.testing.assert_allclose(average_precision(score, right), [5 / 6, 0.6])
+
+
+def test_average_precision_of_one_right_item_is_the_reciprocal_rank():
+    right = np.eye(3, dtype=bool)[TARGETS]
+    np.testing.assert_allclose(average_precision(SCORES, right), 1 / ranks(SCORES, TARGETS))
+    np.testing.assert_allclose(average_precision(np.where(right, -np.inf, np.inf), right), 1 / 3)
+
+
+def test_average_precision_agrees_with_scikit_learn_where_nothing_is_level():
+    rng = np.random.default_rng(0)
+    score, right = rng.normal(size=(30, 20)), rng.random((30, 20)) < 0.3
+    right[:, 0] = True
+    expected = [metrics.average_precision_score(*row) for row in zip(right, score, strict=True)]
+    np.testing.assert_allclose(average_precision(score, right), expected)
+
+
+@pytest.mark.parametrize("n_right", [1, 2, 4, 6])
+def test_chance_levels_are_the_mean_over_every_order(n_right):
+    orders = np.array(list(permutations(range(6))))
+    right = np.tile(np.arange(6) < n_right, (len(orders), 1))
+    rank = first_right_ranks(orders, right)
+    for k in (1, 3, 5, 6, 9):
+        assert chance_first_right(6, n_right, k) == pytest.approx(topk_accuracy(rank, k))
+    assert chance_average_precision(6, n_right) == pytest.approx(average_precision(orders, right).mean())
+
+
+def test_several_right_items_refuse_what_cannot_be_scored():
+    with pytest.raises(InputError, match="at least one right item"):
+        average_precision(SCORES, np.zeros((3, 3), dtype=bool))
+    with pytest.raises(InputError, match="marks of the same shape"):
+        first_right_ranks(SCORES, np.ones((3, 2), dtype=bool))
+    with pytest.raises(InputError, match="7 right items of 6"):
+        chance_average_precision(6, 7)
+    with pytest.raises(InputError, match="7 right items of 6"):
+        chance_first_right(6, 7, 1)
+
+
+@pytest.mark.parametrize(
+    ("normalise", "expected"),
+    [("none", [[3, 8], [0, 4]]), ("query", [[0.6, 1.6], [0, 2]]), ("gallery", [[3, 4], [0, 2]])],
+)
+def test_similarity_by_hand(normalise, expected):
+    query, gallery = np.array([[3, 4], [0, 2]]), np.array([[1, 0], [0, 2]])
+    np.testing.assert_allclose(similarity(query, gallery, normalise=normalise), expected)
+    np.testing.assert_allclose(similarity(query, gallery, normalise="both"), [[0.6, 0.8], [0, 1]])
+
+
+def test_similarity_of_half_precision_is_computed_in_single():
+    query = np.full((1, 4096), 8, dtype=np.float16)
+    assert similarity(query, query, normalise="none") == np.array([[8 * 8 * 4096]], dtype=np.float32)
+
+
+def test_similarity_refuses_vectors_it_cannot_compare():
+    vector = np.ones((2, 3))
+    with pytest.raises(InputError, match="3 dimensions and the gallery 2"):
+        similarity(vector, np.ones((2, 2)), normalise="both")
+    with pytest.raises(InputError, match="gallery item 1 has length zero"):
+        similarity(vector, vector * [[1], [0]], normalise="both")
+    with pytest.raises(InputError, match="query 1 is not finite"):
+        similarity(vector * [[1], [np.nan]], vector, normalise="none")
+    with pytest.raises(InputError, match="'cosine'"):
+        similarity(vector, vector, normalise=cast(Any, "cosine"))
+
+
+def test_csls_by_hand_takes_the_hub_away():
+    # Item 0 is everybody's favourite. With one neighbour: 2 s - best of the row - best of the column.
+    score = np.array([[0.9, 0.8], [0.9, 0.1]])
+    np.testing.assert_allclose(csls(score, 1), [[0.0, -0.1], [0.0, -1.5]], atol=1e-12)
+    np.testing.assert_array_equal(csls(score, 10).argmax(axis=1), [1, 0])
+
+
+def test_assignment_gives_every_item_once():
+    np.testing.assert_array_equal(assignment(np.array([[0.9, 0.8], [0.9, 0.1]])), [1, 0])
+    with pytest.raises(InputError, match="average the repetitions"):
+        assignment(np.ones((3, 2)))

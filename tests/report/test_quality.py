@@ -1,14 +1,17 @@
 """eegvision.report.quality: one file without scripts or network that says the grade, the reasons and the faults."""
 
+import base64
 import dataclasses
 import functools
 import hashlib
+import io
 import re
 from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from eegvision.ingest import order, simulate
 from eegvision.ingest.quality import measure, merge
@@ -185,3 +188,100 @@ def test_electrodes_lie_on_the_head_as_seen_from_above():
     place_C2 = panels.flat_positions(0.09 * unit + [0, 0, 0.04])
     assert place_C2[:5] == pytest.approx(np.array([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]]) * (0.5 / 0.65), abs=1e-6)
     assert place_C2[5] == pytest.approx([1, 0], abs=0.05)
+
+
+def with_power(factor_of, design="random"):
+    """Return a portrait whose spectrum is 1/f times a factor."""
+    known = portrait(design)
+    hz = known.quality.frequencies_hz
+    power_CF = np.tile(factor_of(hz) / np.maximum(hz, 1), (len(known.quality.channels), 1))
+    return dataclasses.replace(known, quality=dataclasses.replace(known.quality, power_CF=power_CF))
+
+
+@pytest.mark.parametrize("line_hz", [50, 60])
+def test_power_at_the_line_is_told_where_there_is_a_peak(tmp_path, line_hz):
+    step_hz = portrait("random").quality.frequencies_hz[1]
+    text = page(tmp_path, with_power(lambda hz: 1 + 30.0 * (np.abs(hz - line_hz) < step_hz)))
+    assert re.search(rf"[\d.]+ % of the power of a typical channel lies at {line_hz} Hz", text)
+    assert "No power-line peak" not in text
+
+
+def test_a_weak_peak_is_told_without_a_share_of_another_frequency(tmp_path):
+    step_hz = portrait("random").quality.frequencies_hz[1]
+    weak = with_power(lambda hz: np.where(hz <= 51, 1, 0.01 * (1 + 9 * (np.abs(hz - 60) < step_hz))))
+    text = page(tmp_path, weak)
+    assert "A small power-line peak at 60 Hz" in text
+    assert "power of a typical channel lies" not in text
+
+
+@pytest.mark.parametrize("factor_of", [np.ones_like, lambda hz: np.where(hz > 62, 1e-9, 1.0)], ids=["1/f", "filtered"])
+def test_a_smooth_spectrum_or_the_edge_of_a_filter_is_no_power_line_peak(tmp_path, factor_of):
+    text = page(tmp_path, with_power(factor_of))
+    assert "No power-line peak." in text
+    assert "power of a typical channel lies" not in text
+
+
+def test_z_scores_have_axes_that_read_naturally(tmp_path):
+    known = portrait("random")
+    text = page(tmp_path, dataclasses.replace(known, quality=dataclasses.replace(known.quality, unit="zscore")))
+    for label in ("power density (1/Hz)", "mean (z-score)", "standard deviation (z-score)"):
+        assert label in text
+    assert re.search(r"Samples lie between [-.\d]+ and [-.\d]+ \(z-score\)", text)
+
+
+@pytest.mark.parametrize("in_a_line", [False, True])
+def test_few_electrodes_or_a_line_of_them_get_no_map_but_a_note(tmp_path, in_a_line):
+    known = portrait("random")
+    places = known.positions_m[:7]
+    if in_a_line:
+        angle = np.linspace(-1, 1, len(known.positions_m))
+        places = 0.09 * np.column_stack([0 * angle, np.sin(angle), np.cos(angle)])
+        places = tuple(map(tuple, places.tolist()))
+    text = page(tmp_path, dataclasses.replace(known, positions_m=places))
+    assert f"{len(places)} electrodes tell too little of what lies between them" in text
+    assert "Scalp map" not in text
+
+
+def test_a_scalp_map_is_empty_far_from_the_electrodes():
+    x, y = np.meshgrid([-0.3, -0.1, 0.1, 0.3], [-0.8, -0.6])
+    place_C2 = np.column_stack([x.ravel(), y.ravel()])
+    drawn = panels.scalp("map", "t", place_C2, np.arange(8.0), (0, 7), "viridis")
+    encoded = re.search(r'href="data:image/png;base64,([^"]+)', drawn)
+    assert encoded
+    alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded[1]))))[..., 3] / 255
+    height = len(alpha)
+    assert {alpha[0].max(), alpha[height // 2].max()} == {0.0}  # one edge, and the line between the ears
+    assert max(alpha[int(0.15 * height)].max(), alpha[int(0.85 * height)].max()) == 1  # among the electrodes
+    assert 0.05 < alpha.mean() < 0.25  # (0.6 + 0.24) * (0.2 + 0.24) / 4 = 0.09 of the square
+
+
+@pytest.mark.parametrize(("top_hz", "labels"), [(50, ["2", "5", "10", "20", "50"]), (3, ["2"])])
+def test_frequencies_are_labelled_1_2_5_and_the_legend_lies_below(top_hz, labels):
+    hz = np.linspace(0, top_hz, 1 + top_hz // 2 if top_hz > 3 else 4)
+    power_F = 1 / np.maximum(hz, 1)
+    drawn = panels.spectrum("s", hz, {"frontal": power_F, "occipital": 2 * power_F}, "µV", (50.0, 60.0))
+    ticks = drawn[drawn.index('id="s-matplotlib.axis_1"') : drawn.index('id="s-matplotlib.axis_2"')]
+    found = re.findall(r">([\d.]+)</text>", ticks)
+    assert set(labels) <= set(found)
+    assert len(found) == len(set(found)) <= 6
+
+    def y_of(text):
+        found = re.search(rf'y="([\d.]+)"[^>]*>{re.escape(text)}</text>', drawn)
+        assert found, text
+        return float(found[1])
+
+    assert y_of("frontal") > y_of("frequency (Hz)")
+
+
+def test_a_spectrum_without_power_or_of_one_frequency_can_be_drawn():
+    for hz in (np.array([0.0]), np.array([0.0, 4.0]), np.arange(20.0)):
+        assert "frequency (Hz)" in panels.spectrum("s", hz, {"other": np.zeros(len(hz))}, "V", (50.0, 60.0))
+
+
+def test_panels_may_grow_up_to_320_px_in_height():
+    drawn = panels.amplitudes("a", np.logspace(-2, 2, 41), np.ones(40), "µV", 540)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
+    most_px = re.search(r"max-width:(\d+)px", drawn)
+    assert box
+    assert most_px
+    assert float(most_px[1]) * float(box[2]) / float(box[1]) == pytest.approx(320, abs=1)

@@ -1,6 +1,9 @@
 """eegvision.report.tables: tables and cards by hand, chance beside every score."""
 
+import dataclasses
+
 import pandas as pd
+import pytest
 
 from eegvision.report import tables
 from report.trials import CHANCE, GOOD, MANIFEST, POOR, TRIALS, Row
@@ -69,8 +72,8 @@ def test_a_card_tells_what_the_data_are_and_names_no_subject():
         "| channels | 2 (Oz, Pz) |",
         "| window | 40 to 440 ms after onset (100 samples) |",
         "| order audit | amber |",
-        "1. cut: start_sample 10",
-        "2. subjects: kept (2)",
+        "1. cut: from sample 10",
+        "2. subjects: 2 kept",
         "- too short: 3",
         "| val | 4 |",
         "- classes share blocks",
@@ -79,3 +82,45 @@ def test_a_card_tells_what_the_data_are_and_names_no_subject():
         assert line in card.splitlines()
     assert "marker" not in card
     assert "flat" not in card  # none was dropped for it
+
+
+VOLTS = {"unit_before": "V", "unit_after": "V"}
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"step": "cut events", "from_s": -0.2, "to_s": 0.0, "samples": 51, **VOLTS},
+         "cut events: -0.2 to 0 s, 51 samples"),
+        (
+            {"step": "mvnn-epochs", "fitted_on": "training segments", "unit_before": "V", "unit_after": "whitened"},
+            "mvnn-epochs: V → whitened, fitted on training segments",
+        ),
+        (
+            {"step": "resample", "from_hz": 1000.0, "to_hz": 250.0, "by": "MNE, Fourier", "what": "down", **VOLTS},
+            "resample: 1000 to 250 Hz, by MNE, Fourier",
+        ),
+        (
+            {"step": "resample", "new_hz": 250, "what": "up: the new samples add no information"},
+            "resample: 250 Hz, the new samples add no information",
+        ),
+        ({"step": "band-pass", "low_hz": None, "high_hz": 40.0, "basis": "file name"},
+         "band-pass: up to 40 Hz, known from the file name"),
+        ({"step": "band-pass", "low_hz": 0.1, "high_hz": None}, "band-pass: from 0.1 Hz"),
+        ({"step": "notch", "at_hz": [50.0, 100.0], "taps": 1}, "notch: at 50, 100 Hz, 1 tap"),
+        ({"step": "cut", "start_sample": 20, "stop_sample": 460}, "cut: sample 20 to 460"),
+        ({"step": "source", "files": 1, "formats": [".fif"], "kind": "epochs"}, "source: 1 file, .fif, epochs"),
+        ({"step": "source", "files": 2, "subjects": ["marker-a"]}, "source: 2 files, 1 subject"),
+        ({"step": "channels", "kept": ["Oz", "Pz"]}, "channels: kept Oz, Pz"),
+        ({"step": "channels", "kept": list("ABCDEFG")}, "channels: 7 kept"),
+        ({"step": "split", "rows": {"train": 72, "val": 18}, "rows_in_file": 90},
+         "split: rows (train 72, val 18), 90 rows in file"),
+        ({"step": "unit", "basis": "assumed: microvolts"}, "unit (assumed: microvolts)"),
+        ({"step": "rows", "min_samples": 450, "max_samples": 600, "on_bad": "drop"},
+         "rows: 450 to 600 samples, faulty ones left out"),
+        ({"step": "clamp", "limit": 20.0, **VOLTS}, "clamp: limit 20"),
+        ({"step": "average"}, "average"),
+    ],
+)  # fmt: skip
+def test_a_step_is_said_in_words_with_units_and_without_what_did_not_change(step, said):
+    assert tables.steps(dataclasses.replace(MANIFEST, steps=(step,))) == [said]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from eegvision import checkpoint
 from eegvision.config import RunConfig
 from eegvision.encoders.eeg import build_eeg_encoder
 from eegvision.encoders.image import build_image_encoder, require_size
+from eegvision.encoders.simple_conv import Positions
 from eegvision.vocab import InputError
 
 # CLIP's limit on a learned scale: beyond a temperature of 0.01 the softmax is a maximum and gradients die out.
@@ -31,8 +32,8 @@ class JointModel(nn.Module):
 
     Attributes:
         config: what the model was made from; `config.image.resolved().size_px` is the image side it is meant for.
-        data: what it knows of its data: `n_chans`, `n_times`, `sfreq_hz`; after `load` also `channels`, `classes`
-            and whatever else the run recorded.
+        data: what it knows of its data: `n_chans`, `n_times`, `sfreq_hz`, `positions_m` of the electrodes and names of
+            the `subjects` in training; after `load` also `channels`, `classes` and whatever else the run recorded.
         eeg, image: the encoders φ and θ, [B, C, T] -> [B, D] and [B, 3, H, W] -> [B, D].
         log_scale, bias: scalars of the loss; parameters where it learns them, buffers where they are constants
             (a parameter that gets no gradient would stall distributed training).
@@ -69,7 +70,14 @@ class JointModel(nn.Module):
         config, data = RunConfig.from_dict(state["config"]), state["data"]
         # The weights are in the checkpoint, so the file that the run began with need not be there any more.
         random = config.with_overrides({"image.weights": "none"})
-        model = build_joint(random, data["n_chans"], data["n_times"], data["sfreq_hz"])
+        model = build_joint(
+            random,
+            data["n_chans"],
+            data["n_times"],
+            data["sfreq_hz"],
+            positions_m=data.get("positions_m", ()),
+            subjects=data.get("subjects", ()),
+        )
         model.config, model.data = config, data
         try:
             model.load_state_dict(tensors["model"])
@@ -77,13 +85,22 @@ class JointModel(nn.Module):
             raise InputError(f"{path} was written by another version of eegvision: {error}") from error
         return model.eval()
 
-    def encode_eeg(self, eeg_BCT: Tensor) -> Tensor:
+    def subject_rows(self, names: Sequence[str]) -> Tensor:
+        """Return the rows [B] of these subjects in what the model learned for each apart; -1 for one it never saw."""
+        row_of = {name: row for row, name in enumerate(self.data.get("subjects", ()))}
+        return torch.tensor([row_of.get(name, -1) for name in names], dtype=torch.int64)
+
+    def encode_eeg(self, eeg_BCT: Tensor, subject_B: Tensor | None = None) -> Tensor:
         """Return φ(e) [B, D] in float32, of unit length where the loss compares directions.
+
+        `subject_B` (`subject_rows`) changes the result only where `config.eeg.subjects` is set; without it the model
+        takes the mean over its subjects.
 
         Raises:
             InputError: another number of channels, or of samples where the encoder is bound to one.
         """
-        embedding_BD = self.eeg(eeg_BCT).float()
+        knows_subjects = self.config.eeg.subjects is not None
+        embedding_BD = (self.eeg(eeg_BCT, subject_B) if knows_subjects else self.eeg(eeg_BCT)).float()
         return F.normalize(embedding_BD, dim=1) if self._normalise_eeg else embedding_BD
 
     def encode_image(self, image_B3HW: Tensor) -> Tensor:
@@ -98,16 +115,19 @@ class JointModel(nn.Module):
         embedding_BD = self.image(image_B3HW).float()
         return F.normalize(embedding_BD, dim=1) if self._normalise_image else embedding_BD
 
-    def compatibility(self, eeg_BCT: Tensor, image_B3HW: Tensor) -> Tensor:
+    def compatibility(self, eeg_BCT: Tensor, image_B3HW: Tensor, subject_B: Tensor | None = None) -> Tensor:
         """Return F(e_i, v_i) for each row i, [B]."""
-        return (self.encode_eeg(eeg_BCT) * self.encode_image(image_B3HW)).sum(1)
+        return (self.encode_eeg(eeg_BCT, subject_B) * self.encode_image(image_B3HW)).sum(1)
 
-    def forward(self, eeg_BCT: Tensor, image_B3HW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self, eeg_BCT: Tensor, image_B3HW: Tensor, subject_B: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what a loss needs: eeg_BD, image_BD, and the scalars scale (at most 100 if learned) and bias."""
         if isinstance(self.log_scale, nn.Parameter):
             with torch.no_grad():  # the value, not the gradient: a scale at the limit must be able to come back
                 self.log_scale.clamp_(max=math.log(_MAX_SCALE))
-        return self.encode_eeg(eeg_BCT), self.encode_image(image_B3HW), self.log_scale.exp(), self.bias
+        eeg_BD, image_BD = self.encode_eeg(eeg_BCT, subject_B), self.encode_image(image_B3HW)
+        return eeg_BD, image_BD, self.log_scale.exp(), self.bias
 
     def _add_scalar(self, name: str, value: float, *, learned: bool) -> None:
         if learned:
@@ -116,12 +136,31 @@ class JointModel(nn.Module):
             self.register_buffer(name, torch.tensor(value))
 
 
-def build_joint(config: RunConfig, n_chans: int, n_times: int, sfreq_hz: float) -> JointModel:
+def build_joint(
+    config: RunConfig,
+    n_chans: int,
+    n_times: int,
+    sfreq_hz: float,
+    *,
+    positions_m: Positions = (),
+    subjects: Sequence[str] = (),
+) -> JointModel:
     """Return the model a run starts from, for segments of this shape and rate.
 
+    `positions_m` are the electrodes' head coordinates in metres and `subjects` the names of those in training, for
+    EEG encoders that need them (`build_eeg_encoder`); both stay with the model, so that a checkpoint can be loaded.
+
     Raises:
-        InputError: an encoder cannot take these sizes, or the image weights cannot be had.
+        InputError: an encoder cannot take these sizes, needs positions or subjects and there are none, or the image
+            weights cannot be had.
     """
-    eeg = build_eeg_encoder(config.eeg, n_chans, n_times, sfreq_hz)
+    eeg = build_eeg_encoder(config.eeg, n_chans, n_times, sfreq_hz, positions_m=positions_m, n_subjects=len(subjects))
     image = build_image_encoder(config.image)
-    return JointModel(config, eeg, image, {"n_chans": n_chans, "n_times": n_times, "sfreq_hz": sfreq_hz})
+    data = {
+        "n_chans": n_chans,
+        "n_times": n_times,
+        "sfreq_hz": sfreq_hz,
+        "positions_m": [list(place) for place in positions_m],
+        "subjects": list(subjects),
+    }
+    return JointModel(config, eeg, image, data)

@@ -39,16 +39,20 @@ ul { margin: 0 0 8px; padding-left: 20px; } li { margin: 0 0 6px; }
 svg { display: block; width: 100%; height: auto; }
 figure { margin: 0 0 16px; }
 .panels {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 18px 26px;
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 18px 26px;
+  align-items: start;
 }
-.panels.loose { align-items: start; }
+.panels + .missing { margin: 14px 0 0; }
+.panels.half { grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); }
+.panels.one { grid-template-columns: 1fr; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 10px 40px; }
 .columns h3:first-child, .panels h3:first-child { margin-top: 0; }
-.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 6px; max-width: 1000px; }
-.maps svg { margin: 0 auto; }
-.maps.single { display: block; max-width: 220px; }
-.maps.single svg { max-width: 200px !important; }
+.maps { display: grid; grid-template-columns: repeat(auto-fit, minmax(104px, 1fr)); gap: 6px; }
+.maps svg { margin: 0 auto; max-width: 190px !important; }
+.maps.single { display: block; max-width: 240px; margin: 0 auto; }
 .scale { display: flex; align-items: center; gap: 8px; font-size: 13px; color: var(--muted); margin: 6px 0 0; }
+.scale span { white-space: nowrap; }
+.single .scale { justify-content: center; }
 .scale i { flex: 0 1 150px; height: 9px; border-radius: 5px; }
 .diverging { background: linear-gradient(90deg, #053061, #4393c3, #f7f7f7, #d6604d, #67001f); }
 .sequential { background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
@@ -73,6 +77,7 @@ tbody th, .plain > tr > th { font-weight: 600; white-space: nowrap; }
 @media (max-width: 700px) {
   main { padding: 12px 10px 40px; } header, section { padding: 16px 14px; border-radius: 10px; }
   .wide-only { display: none; } .narrow-only { display: block; }
+  .maps { grid-template-columns: repeat(3, 1fr); }
   .findings thead { display: none; }
   .findings, .findings tbody, .findings tr, .findings td { display: block; }
   .findings tr { padding: 10px; border-bottom: 1px solid var(--line); }
@@ -83,9 +88,16 @@ tbody th, .plain > tr > th { font-weight: 600; white-space: nowrap; }
   .findings .number::before { content: attr(data-name) " "; }
 }
 @media print {
-  body { background: #fff; } main { max-width: none; padding: 0; }
-  header, section { border-radius: 0; break-inside: avoid-page; padding: 10px 0; border-width: 0 0 1px; }
+  body { background: #fff; font-size: 13.5px; } main { max-width: none; padding: 0; }
+  header, section { border-radius: 0; padding: 10px 0; border-width: 0 0 1px; }
   header { border-top-width: 6px; }
+  header, figure, tr, li, svg, .panels > *, .maps, .scale { break-inside: avoid; }
+  h2, h3, section > p { break-after: avoid; }
+  table { font-size: 12.5px; } th, td { padding-top: 4px; padding-bottom: 4px; }
+  .columns, .why { grid-template-columns: 1fr 1fr; gap: 10px 28px; }
+  thead { display: table-header-group; }
+  .panels.half { grid-template-columns: 1fr 1fr; }
+  .half .wide-only { display: none; } .half .narrow-only { display: block; }
   .badge, .dot, .scale i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """

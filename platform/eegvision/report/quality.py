@@ -8,8 +8,9 @@ import html
 import io
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,15 @@ from eegvision.report.page import STYLE
 MAX_PICTURES = 24
 _THUMBNAIL_PX = 132
 _N_MAPS = 6
+_PEAK = 2.0  # times the power around: what is called a power-line peak
 _MOST_VISITS = 24  # rows of the table of subjects and sessions
 # Unit of the data set -> how it is shown: name and factor.
-_SHOWN: dict[str, tuple[str, float]] = {"V": ("µV", 1e6), "uV": ("µV", 1.0), "T": ("fT", 1e15), "zscore": ("sd", 1.0)}
+_SHOWN: dict[str, tuple[str, float]] = {
+    "V": ("µV", 1e6),
+    "uV": ("µV", 1.0),
+    "T": ("fT", 1e15),
+    "zscore": ("z-score", 1.0),
+}
 _VERDICTS = {
     "green": "Nothing in the order of presentation gives the answer away.",
     "amber": "Usable with care: follow the advice below.",
@@ -168,18 +175,14 @@ def _staircase(portrait: Portrait) -> str:
     edges = [] if (block_N < 0).any() else np.flatnonzero(np.diff(block_N)) + 1
     place_N, label_N = np.arange(len(rows)), label_N[rows]
     n_classes = len(np.unique(label_N))
-    wide, narrow = (
-        panels.class_over_time(name, place_N, label_N, list(edges), n_classes, width)
-        for name, width in (("order-wide", 3.05 * panels.PANEL_PX), ("order-narrow", panels.PANEL_PX))
+    drawn = _fitted(
+        1, lambda end, width: panels.class_over_time(f"order{end}", place_N, label_N, list(edges), n_classes, width)
     )
     where = f"{_text(subject)}, session {session}" if session != "-1" else _text(subject)
     caption = f"Each dot is a presentation ({where}). Classes in blocks make a staircase, mixed classes a cloud."
     if len(edges):
         caption += " Lines part the blocks." if len(edges) <= 120 else ""
-    return (
-        f'<figure class="wide-only">{wide}<figcaption>{caption}</figcaption></figure>'
-        f'<figure class="narrow-only">{narrow}<figcaption>{caption}</figcaption></figure>'
-    )
+    return f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"
 
 
 def _facts(portrait: Portrait) -> str:
@@ -208,22 +211,55 @@ def _evoked(portrait: Portrait) -> str:
     low, high = float((stacked - spread).min()), float((stacked + spread).max())
     margin = 0.06 * (high - low) or 1.0
     unit = quality.unit
+    limits = (low - margin, high + margin)
+    beside = {1: 1, 2: 2, 4: 2}.get(len(by_region), 3)
     drawn = [
-        panels.evoked(
-            f"evoked-{name}", name.capitalize(), quality.times_s, evoked_ST, unit, (low - margin, high + margin)
-        )
-        for name, evoked_ST in by_region.items()
+        _fitted(beside, partial(_evoked_of, region, quality.times_s, evoked_ST, unit, limits))
+        for region, evoked_ST in by_region.items()
     ]
     n = len(quality.subjects)
     text = f"<p>Mean over all segments{f'; the band is one standard deviation over {n} subjects' if n > 1 else ''}. "
     text += "An answer of the visual system rises after about 80 ms, first over the back of the head.</p>"
-    return text + f'<div class="panels">{"".join(drawn)}</div>' + _maps(portrait)
+    return text + _beside(beside, drawn) + _maps(portrait)
+
+
+def _evoked_of(
+    region: str,
+    times_s: np.ndarray,
+    evoked_ST: np.ndarray,
+    unit: str,
+    limits: tuple[float, float],
+    end: str,
+    width: float,
+) -> str:
+    return panels.evoked(f"evoked-{region}{end}", region, times_s, evoked_ST, unit, limits, width)
+
+
+def _fitted(beside: int, draw: Callable[[str, float], str]) -> str:
+    """Draw a panel for its place: a third of a wide page, or, by an ending of the name and a width, one per screen."""
+    if beside == 3:
+        return draw("", panels.PANEL_PX)
+    width_px = {1: 3.05, 2: 1.5}[beside] * panels.PANEL_PX
+    wide, narrow = draw("-wide", width_px), draw("-narrow", panels.PANEL_PX)
+    return f'<div class="wide-only">{wide}</div><div class="narrow-only">{narrow}</div>'
+
+
+def _beside(beside: int, parts: Sequence[str]) -> str:
+    """Put panels made for it beside each other."""
+    inner = "".join(f"<div>{part}</div>" for part in parts)
+    return f'<div class="panels {("one", "half", "third")[beside - 1]}">{inner}</div>'
 
 
 def _maps(portrait: Portrait) -> str:
     quality = portrait.quality
-    if not portrait.positions_m:
+    n_known = len(portrait.positions_m)
+    if not n_known:
         return '<p class="missing">No scalp maps: the electrodes\' positions are not known.</p>'
+    if not panels.can_map(portrait.positions_m):
+        return (
+            f'<p class="missing">No scalp maps: {_count(n_known, "electrode")} tell too little of what lies between '
+            f"them; a map needs {panels.FEWEST_MAPPED} or more, spread out.</p>"
+        )
     place_C2 = panels.flat_positions(portrait.positions_m)
     mean_CT = (quality.evoked_SCT / quality.n_S[:, None, None]).mean(axis=0)
     last = quality.n_times - 1
@@ -242,15 +278,21 @@ def _maps(portrait: Portrait) -> str:
 
 
 def _scale(low: float, high: float, unit: str, kind: str) -> str:
-    return f'<p class="scale"><span>{low:.3g}</span><i class="{kind}"></i><span>{high:.3g} {unit}</span></p>'
+    return f'<p class="scale"><span>{low:.3g}</span><i class="{kind}"></i><span>{high:.3g} {_in(unit)}</span></p>'
 
 
 def _channels(portrait: Portrait) -> str:
     quality, found = portrait.quality, samples.summary(portrait.quality)
     unit = quality.unit
     bad = {entry.channel for entry in found.bad}
-    parts = [f"<div>{panels.spreads(quality.channels, found.std_C, bad, unit)}</div>"]
-    if portrait.positions_m:
+    has_map = panels.can_map(portrait.positions_m)
+    beside = 3 if has_map else 2
+    parts = [
+        _fitted(
+            beside, lambda end, width: panels.spreads(f"spreads{end}", quality.channels, found.std_C, bad, unit, width)
+        )
+    ]
+    if has_map:
         # A broken channel may not take the whole scale.
         low, high = np.quantile(found.std_C, [0.03, 0.97]).tolist()
         place_C2 = panels.flat_positions(portrait.positions_m)
@@ -268,8 +310,8 @@ def _channels(portrait: Portrait) -> str:
         )
     else:
         listed = "<p>No channel stands out in any session.</p>"
-    parts.append(f"<div><h3>Faults</h3>{listed}</div>")
-    return f'<div class="panels loose">{"".join(parts)}</div>'
+    parts.append(f"<h3>Faults</h3>{listed}")
+    return _beside(beside, parts)
 
 
 def _where(visits: Sequence[str]) -> str:
@@ -283,18 +325,39 @@ def _amplitudes(portrait: Portrait, stored_unit: str) -> str:
     quality, found = portrait.quality, samples.summary(portrait.quality)
     unit = quality.unit
     edges_B = samples.AMPLITUDE_EDGES * _SHOWN.get(stored_unit, ("", 1.0))[1]
+    hz, power = quality.frequencies_hz, samples.power_by_region(quality)
     drawn = [
-        panels.amplitudes(edges_B, quality.amplitude_B, unit),
-        panels.spectrum(quality.frequencies_hz, samples.power_by_region(quality), unit, samples.LINES_HZ),
+        _fitted(2, lambda end, width: panels.amplitudes(f"amplitudes{end}", edges_B, quality.amplitude_B, unit, width)),
+        _fitted(2, lambda end, width: panels.spectrum(f"spectrum{end}", hz, power, unit, samples.LINES_HZ, width)),
     ]
     sentences = [f"Both are taken from {quality.n_sampled:,} of {quality.n_segments:,} segments, drawn at random."]
-    if found.line_hz:
-        share = 100 * float(np.median(found.line_C))
-        sentences.append(f"{share:.2g} % of the power of a typical channel lies at {found.line_hz:g} Hz.")
-    else:
+    if not found.line_hz:
         sentences.append("The spectrum ends below the power line's frequencies.")
-    sentences.append(f"Samples lie between {found.low_C.min():.4g} and {found.high_C.max():.4g} {unit}.")
-    return f"<p>{' '.join(sentences)}</p>" + f'<div class="panels">{"".join(drawn)}</div>'
+    elif peaks := [line_hz for line_hz in samples.LINES_HZ if _stands_out(quality, line_hz)]:
+        if found.line_hz in peaks:
+            share = 100 * float(np.median(found.line_C))
+            sentences.append(f"{share:.2g} % of the power of a typical channel lies at {found.line_hz:g} Hz.")
+        else:
+            sentences.append(f"A small power-line peak at {peaks[0]:g} Hz.")
+    else:
+        sentences.append("No power-line peak.")
+    sentences.append(f"Samples lie between {found.low_C.min():.4g} and {found.high_C.max():.4g} {_in(unit)}.")
+    return f"<p>{' '.join(sentences)}</p>" + _beside(2, drawn)
+
+
+def _stands_out(quality: Quality, line_hz: float) -> bool:
+    """Tell whether a typical channel has a peak at a line frequency: twice the power on either side of it."""
+    hz = quality.frequencies_hz
+    step_hz = float(hz[1] - hz[0])
+    away_F = np.abs(hz - line_hz)
+    at_F = away_F <= max(1.0, 1.5 * step_hz)
+    # A filter's edge has low power on one side only.
+    sides = [~at_F & (away_F <= max(5.0, 5 * step_hz)) & (sign * (hz - line_hz) > 0) for sign in (-1, 1)]
+    if hz[-1] < line_hz or not at_F.any():
+        return False
+    around_C = np.max([np.median(quality.power_CF[:, side_F], axis=1) for side_F in sides if side_F.any()], axis=0)
+    ratio_C = quality.power_CF[:, at_F].max(axis=1) / np.maximum(around_C, 1e-300)
+    return float(np.median(ratio_C)) >= _PEAK
 
 
 def _counts(portrait: Portrait) -> str:
@@ -304,12 +367,11 @@ def _counts(portrait: Portrait) -> str:
     counted = {label: count for label, count in sorted(all_counted.items()) if label >= 0}
     parts = []
     if counted:
-        names = [str(portrait.classes[label]) for label in counted]
-        least, most = min(counted.values()), max(counted.values())
+        names, count_K = [str(portrait.classes[label]) for label in counted], np.array(list(counted.values()))
+        drawn = _fitted(2, lambda end, width: panels.balance(f"balance{end}", names, count_K, width))
         parts.append(
-            f"<div>{panels.balance(names, np.array(list(counted.values())))}"
-            f'<p class="note">{len(counted)} of {len(portrait.classes)} classes occur, '
-            f"with {_span(least, most)} segments.</p></div>"
+            f'{drawn}<p class="note">{len(counted)} of {len(portrait.classes)} classes occur, '
+            f"with {_span(int(count_K.min()), int(count_K.max()))} segments.</p>"
         )
     else:
         parts.append('<p class="missing">The pictures have no classes.</p>')
@@ -326,7 +388,12 @@ def _counts(portrait: Portrait) -> str:
         f'<th class="number">segments</th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
     note = f'<p class="note">{_span(min(counts), max(counts))} segments per subject and session.</p>'
-    return f'<div class="panels loose">{"".join(parts)}<div>{table}{note}</div></div>'
+    return _beside(2, [*parts, table + note])
+
+
+def _in(unit: str) -> str:
+    """Return what follows a number; only units of physics do so without brackets."""
+    return f"({unit})" if unit in ("z-score", "whitened") else unit
 
 
 def _span(least: int, most: int) -> str:

@@ -13,6 +13,11 @@ from eegvision.evaluate.statistics import binomial_p
 from eegvision.ingest.shards import Manifest
 
 _TABLE_COLUMNS = 120
+# How the entries of a preparation step are said.
+_UNITS = {"hz": "Hz", "s": "s", "ms": "ms", "m": "m"}
+_RANGES = (("from", "to"), ("low", "high"), ("min", "max"), ("start", "stop"))
+_SAID_BY_VALUE = ("file", "formats", "kind", "scale", "taken")
+_MOST_LISTED = 6
 
 
 class Trial(Protocol):
@@ -231,7 +236,73 @@ def _cell(text: str) -> str:
 
 
 def _step(step: Mapping[str, Any]) -> str:
-    """Return one preparation step in a line; lists (of subjects, of names) are counted."""
-    name, *rest = step.items()
-    texts = [f"{key} {f'({len(value)})' if isinstance(value, list | tuple) else value}" for key, value in rest]
-    return f"{name[1]}{': ' if texts else ''}{', '.join(texts)}"
+    """Return one preparation step in a line, `name: what was done`."""
+    left = {key: value for key, value in step.items() if key != "step" and value is not None}
+    before, after = left.pop("unit_before", None), left.pop("unit_after", None)
+    texts = [] if before == after else [f"{before} → {after}"]
+    aside = str(left.pop("basis", ""))
+    by = left.pop("by", "")
+    while left:
+        key = next(iter(left))
+        texts.append(_span(left, key) or _part(key, left.pop(key), is_people=step["step"] == "subjects"))
+    if aside and texts:
+        texts.append(f"known from {'' if aside.startswith('the ') else 'the '}{aside}")
+    elif aside:
+        texts.append(aside)
+    texts = [text for text in [*texts, by and f"by {by}"] if text]
+    said = ", ".join(texts)
+    if not said:
+        return str(step["step"])
+    # A second colon would part the line at the wrong place.
+    return f"{step['step']} ({said})" if ": " in said else f"{step['step']}: {said}"
+
+
+def _span(left: dict[str, Any], key: str) -> str:
+    """Take both ends of a range such as from_s and to_s, or the only one, out of `left` and return it in words."""
+    end, _, name = key.partition("_")
+    for ends in _RANGES:
+        if name and end in ends:
+            low, high = (left.pop(f"{e}_{name}", None) for e in ends)
+            break
+    else:
+        return ""
+    before, after = ("sample ", "") if name == "sample" else ("", f" {_UNITS.get(name, name.replace('_', ' '))}")
+    if low is None or high is None:
+        return f"{'up to' if low is None else 'from'} {before}{_amount(high if low is None else low)}{after}"
+    return f"{before}{_amount(low)} to {_amount(high)}{after}"
+
+
+def _part(key: str, value: Any, *, is_people: bool) -> str:
+    """Return one entry of a step in words; people are counted, whatever their number."""
+    words = key.replace("_", " ")
+    stem, _, suffix = key.rpartition("_")
+    if isinstance(value, list | tuple):
+        if is_people or key == "subjects" or len(value) > _MOST_LISTED:
+            noun = f"{len(value)} {words}"
+            return noun.removesuffix("s") if len(value) == 1 else noun
+        unit = _UNITS.get(suffix, "") if stem else ""
+        listed = ", ".join(_amount(item) for item in value) + (f" {unit}" if unit else "")
+        return listed if key in _SAID_BY_VALUE else f"{stem.replace('_', ' ') if unit else words} {listed}"
+    if isinstance(value, Mapping):
+        return f"{words} ({', '.join(f'{name} {_amount(entry)}' for name, entry in value.items())})"
+    if key == "what":  # "down" and "up" are seen from the rates; what follows is not
+        return str(value).partition(": ")[2]
+    if key == "on_bad":
+        return {"fail": "none may be faulty", "drop": "faulty ones left out"}.get(value, f"{words} {value}")
+    if key in _SAID_BY_VALUE:
+        return str(value)
+    noun, *rest = words.split(" ")
+    if isinstance(value, int) and not isinstance(value, bool) and noun.endswith("s"):
+        return " ".join([_amount(value), noun.removesuffix("s") if value == 1 else noun, *rest])
+    if stem and suffix in _UNITS:
+        stem = "" if stem == "new" else f"{stem.replace('_', ' ')} "
+        return f"{stem}{_amount(value)} {_UNITS[suffix]}"
+    return f"{words} {_amount(value)}"
+
+
+def _amount(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -46,13 +46,15 @@ class Batch:
     """Paired EEG and images of one optimiser step (this worker's part of it).
 
     `eeg_BCT` is normalised float32; `image_B3HW` float32 with ImageNet's mean and standard deviation taken out;
-    `image_B`, `row_B` are rows of the store's images and segments; `label_B` is -1 where there is no class.
+    `image_B`, `row_B` are rows of the store's images and samples; `subject_B` counts `Store.trained_subjects`, -1 for
+    one that is not in training; `label_B` is -1 where there is no class.
     """
 
     eeg_BCT: torch.Tensor
     image_B3HW: torch.Tensor
     image_B: torch.Tensor
     label_B: torch.Tensor
+    subject_B: torch.Tensor
     row_B: torch.Tensor
 
 
@@ -92,6 +94,8 @@ class Batches:
         self._rows = store.split.rows[split_name]
         self._seed, self._rank, self._world, self._is_training = seed, rank, world, training
         self._size_px = size_px
+        number_of = {name: number for number, name in enumerate(store.trained_subjects)}
+        self._subject_N = np.array([number_of.get(name, -1) for name in store.subject_N.tolist()], dtype=np.int64)
         self._has_ten_crops = training and config.crops == "ten"
         if training:
             _check_sizes(len(self._rows), batch_size, world)
@@ -224,6 +228,7 @@ class Batches:
             image_B3HW=self._cropped(image_B, crop_B),
             image_B=torch.from_numpy(image_B),
             label_B=torch.from_numpy(self.store.label_N[row_B]),
+            subject_B=torch.from_numpy(self._subject_N[row_B]),
             row_B=torch.tensor(row_B),
         )
 

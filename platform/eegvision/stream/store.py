@@ -52,6 +52,11 @@ class Store:
     image_id_M: np.ndarray
     label_M: np.ndarray
 
+    @property
+    def trained_subjects(self) -> tuple[str, ...]:
+        """Names of the subjects in training, sorted."""
+        return tuple(np.unique(self.subject_N[self.split.rows["train"]]).tolist())
+
     def read(self, sample: int) -> np.ndarray:
         """Return one sample [C,T] from the shards, averaged over all its repetitions."""
         own = self.repeats.of(np.array([sample]))
