@@ -97,8 +97,8 @@ VOLTS = {"unit_before": "V", "unit_after": "V"}
             "mvnn-epochs: V → whitened, fitted on training segments",
         ),
         (
-            {"step": "resample", "from_hz": 1000.0, "to_hz": 250.0, "by": "MNE, Fourier", "what": "down", **VOLTS},
-            "resample: 1000 to 250 Hz, by MNE, Fourier",
+            {"step": "resample", "from_hz": 1000.0, "to_hz": 250.0, "by": "SciPy, Fourier", "what": "down", **VOLTS},
+            "resample: 1000 to 250 Hz, by SciPy, Fourier",
         ),
         (
             {"step": "resample", "new_hz": 250, "what": "up: the new samples add no information"},

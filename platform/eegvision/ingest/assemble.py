@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from queue import Full, Queue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -47,7 +48,7 @@ from eegvision.vocab import Fixation, InputError, Segment, Stimulus
 T = TypeVar("T")
 R = TypeVar("R")
 Each = Callable[[Callable[[T], R], Sequence[T]], Iterator[R]]  # apply a function to items, results in any order
-Say = Callable[[str], None]
+Groups = Queue[pa.Table | BaseException | None]  # row groups on their way into a file; None ends it
 
 QUALITY_NAME = "quality.npz"
 
@@ -428,35 +429,53 @@ def _checked_fixations(
 def _write_table(out: Place, prefix: str, tables: Iterator[pa.Table], rows_per_shard: int) -> list[Shard]:
     """Write row groups as files `prefix00000.parquet` and so on; none, no file.
 
-    Groups are encoded and files hashed in a second thread, outside Python's lock, while the next ones are made.
+    A file is encoded, flushed to disk and hashed in another thread, mostly outside Python's lock, while its next groups
+    (and those of the next file) are made.
     """
-    written: list[tuple[str, int, Future[str]]] = []
+    writing: list[tuple[str, Future[tuple[int, str]]]] = []
     groups_per_shard = max(1, rows_per_shard // _ROWS_PER_GROUP)  # of `_ROWS_PER_GROUP` or, in tiny shards, fewer
-    with ThreadPoolExecutor(1) as pool:
-        while first := list(itertools.islice(tables, 1)):
-            name = f"{prefix}{len(written):05d}.parquet"
-            own = itertools.chain(first, itertools.islice(tables, groups_per_shard - 1))
-            n_rows = _write_shard(out / name, own, pool)
-            written.append((name, n_rows, pool.submit(sha256_of, out / name)))
-    return [Shard(path=name, rows=n_rows, sha256=digest.result()) for name, n_rows, digest in written]
+    with ThreadPoolExecutor(2) as pool:
+        while (first := next(tables, None)) is not None:
+            name = f"{prefix}{len(writing):05d}.parquet"
+            groups: Groups = Queue(maxsize=2)
+            writing.append((name, pool.submit(_write_shard, out / name, first.schema, groups)))
+            end: pa.Table | BaseException | None = None
+            try:
+                for table in itertools.chain([first], itertools.islice(tables, groups_per_shard - 1)):
+                    _hand_over(table, groups, writing[-1][1])
+            except BaseException as error:
+                end = error  # the file is given up
+                raise
+            finally:
+                _hand_over(end, groups, writing[-1][1])
+        results = [(name, *done.result()) for name, done in writing]
+    return [Shard(path=name, rows=n_rows, sha256=digest) for name, n_rows, digest in results]
 
 
-def _write_shard(path: Place, tables: Iterator[pa.Table], pool: ThreadPoolExecutor) -> int:
+def _hand_over(group: pa.Table | BaseException | None, groups: Groups, done: Future[tuple[int, str]]) -> None:
+    """Put a group where the file's thread takes it; if that has failed, there is nobody to wait for."""
+    while not done.done():
+        try:
+            groups.put(group, timeout=0.2)
+        except Full:
+            continue
+        return
+    if isinstance(group, pa.Table):
+        done.result()  # raises
+
+
+def _write_shard(path: Place, schema: pa.Schema, groups: Groups) -> tuple[int, str]:
+    """Write what comes until None; return rows and hash. An exception that comes is raised and leaves no file."""
     n_rows = 0
     # Noise and JPEG do not compress, so reading stays a copy; statistics of samples help nobody.
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
-    first = next(tables)
-    with path.writing() as file, pq.ParquetWriter(file, first.schema, **options) as writer:
-        writing = pool.submit(writer.write_table, first, row_group_size=_ROWS_PER_GROUP)
-        n_rows += len(first)
-        try:
-            for table in tables:
-                writing.result()  # one group waits at most
-                writing = pool.submit(writer.write_table, table, row_group_size=_ROWS_PER_GROUP)
-                n_rows += len(table)
-        finally:
-            writing.result()
-    return n_rows
+    with path.writing() as file, pq.ParquetWriter(file, schema, **options) as writer:
+        while (group := groups.get()) is not None:
+            if isinstance(group, BaseException):
+                raise group
+            writer.write_table(group, row_group_size=_ROWS_PER_GROUP)
+            n_rows += len(group)
+    return n_rows, sha256_of(path)
 
 
 def _tables(schema: pa.Schema, rows: Iterator[dict[str, Any]], rows_per_shard: int) -> Iterator[pa.Table]:

@@ -299,7 +299,7 @@ def outcome(
     if _is_resampled(preparation, sfreq_hz):
         new_hz = float(preparation.resample_hz or 0)
         what = "up: the new samples add no information" if new_hz > sfreq_hz else "down"
-        steps.append({"step": "resample", "from_hz": sfreq_hz, "to_hz": new_hz, "by": "MNE, Fourier", "what": what})
+        steps.append({"step": "resample", "from_hz": sfreq_hz, "to_hz": new_hz, "by": "SciPy, Fourier", "what": what})
         n_times, sfreq_hz = _resampled_length(n_times, sfreq_hz, new_hz), new_hz
     if preparation.window_s:
         rows_T, t_min_s = _rows(preparation.window_s, sfreq_hz, t_min_s, n_times, "window_s")

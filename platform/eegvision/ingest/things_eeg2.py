@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -219,6 +220,15 @@ def _sessions_of(file: File, n_rows: int, n_reps: int) -> tuple[tuple[int, ...],
     return tuple(tuple(int(session) + 1 for session in row) for row in session_NR)
 
 
+def _fetch_ahead(path: Path, stored: np.ndarray, rows: range, n_rows: int) -> None:
+    """Have the system read these rows of a mapped file while the first of them are worked on."""
+    if hasattr(os, "posix_fadvise") and isinstance(stored, np.memmap) and stored.filename == path:
+        row_bytes = stored.nbytes // n_rows
+        with path.open("rb") as file:
+            start = stored.offset + rows.start * row_bytes
+            os.posix_fadvise(file.fileno(), start, len(rows) * row_bytes, os.POSIX_FADV_WILLNEED)
+
+
 def _read_epoched(
     place: Place,
     rows: range,
@@ -235,6 +245,7 @@ def _read_epoched(
     stored = unpickle.array(file.eeg)
     assert stored is not None  # _open saw to it
     eeg_NRCT = stored.reshape(-1, *stored.shape[-3:])
+    _fetch_ahead(place.path, stored, rows, len(eeg_NRCT))
     places = [file.channels.index(name) for name in channels]
     order = slice(None) if places == list(range(len(file.channels))) else places  # a slice copies nothing
     for row, image_id, session_R in zip(rows, image_N, session_NR, strict=True):
