@@ -18,11 +18,12 @@ from eegvision import stream
 from eegvision.config import DataConfig
 from eegvision.ingest import pictures, pieces, shards
 from eegvision.ingest.pieces import Cut
+from eegvision.ingest.places import place
 from eegvision.ingest.shards import Manifest
 from eegvision.ingest.splits import Split
 from eegvision.stream import batches as batching
 from eegvision.stream import store as storing
-from eegvision.stream.repeats import singles
+from eegvision.stream.repeats import grouped, singles
 from eegvision.vocab import InputError, Montage
 
 SIZE, SIDE = 20, 22  # input, and 1.1 times that
@@ -282,7 +283,7 @@ def test_one_subject_is_the_same_split_with_less_in_memory(tiny):
 
 
 def test_streamed_segments_are_the_resident_ones(tiny, monkeypatch):
-    monkeypatch.setattr(batching, "_WINDOW_GROUPS", 2)  # the data set has four row groups: two windows
+    monkeypatch.setattr(batching, "WINDOW_GROUPS", 2)  # the data set has four row groups: two windows
     resident, passing = stream.load_store(tiny, 32), stream.load_store(streamed(tiny), 32)
     assert passing.eeg_NCT is None
     batches = train(passing, config=streamed(tiny), size_px=32, batch_size=10)
@@ -425,3 +426,20 @@ def test_a_subject_that_is_not_in_training_has_no_number(tiny):
     assert {int(number) for batch in val(loaded, config=tiny, size_px=32).passes(1) for number in batch.subject_B} == {
         0
     }
+
+
+def test_reading_apart_repetitions_again_and_again_is_counted():
+    """64 row groups of 10 segments: four windows of 16 groups."""
+    groups = tuple(
+        pieces.Piece(path=place("p"), group=n, place_n=np.arange(10), row_n=10 * n + np.arange(10)) for n in range(64)
+    )
+    rows = np.arange(640)
+    assert storing.reads_per_pass(groups, singles(rows)) == 1
+    assert storing.reads_per_pass(groups, grouped((rows // 4,), rows, 0)) == pytest.approx(1, abs=0.05)
+    # A picture's two presentations in the first and the second half: the windows of the first half read both.
+    assert storing.reads_per_pass(groups, grouped((rows % 320,), rows, 0)) == 1
+    # In four quarters, and in an order of its own in each: one window reads all that is not its own as well.
+    shuffled = np.concatenate([np.random.default_rng(n).permutation(160) for n in range(4)])
+    assert storing.reads_per_pass(groups, grouped((shuffled,), rows, 0)) == 1
+    everywhere = np.random.default_rng(0).permutation(640) // 2
+    assert storing.reads_per_pass(groups, grouped((everywhere,), rows, 0)) > 2

@@ -16,7 +16,7 @@ from eegvision.ingest import pieces as reading
 from eegvision.ingest.pieces import Cut, Piece, Rows
 from eegvision.stream.repeats import Repeats
 from eegvision.stream.spread import in_order
-from eegvision.stream.store import RESIZE, Store, averaged
+from eegvision.stream.store import RESIZE, WINDOW_GROUPS, Store, averaged
 from eegvision.vocab import InputError, SplitName
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 _CENTRE = 4  # number of the crop in the middle
 _DEVICE_SHARE = 0.4  # of the free memory of a GPU; models and activations need the rest
-_WINDOW_GROUPS = 16  # row groups mixed with each other when streaming: 1,024 segments, 230 MB at 128 x 440
 _SEED_ORDER, _SEED_CROPS, _SEED_WINDOWS, _SEED_REPEATS = 1, 2, 3, 4
 
 
@@ -199,8 +198,8 @@ class Batches:
         first_N = self.store.repeats.first_N
         start_P = np.array([piece.row_n[0] for piece in self.store.pieces])
         windows: list[_Window] = []
-        for first in range(0, len(pieces), _WINDOW_GROUPS):
-            window = pieces[first : first + _WINDOW_GROUPS]
+        for first in range(0, len(pieces), WINDOW_GROUPS):
+            window = pieces[first : first + WINDOW_GROUPS]
             sample_n = np.searchsorted(first_N, np.concatenate([piece.row_n for piece in window]))
             if self._is_training:
                 sample_n = np.random.default_rng([*keys, _SEED_WINDOWS, self._rank, first]).permutation(sample_n)

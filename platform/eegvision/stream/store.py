@@ -23,6 +23,7 @@ from eegvision.vocab import InputError
 
 # Palazzo et al. cut their ten crops from an image resized to 1.1 times the input.
 RESIZE = 1.1
+WINDOW_GROUPS = 16  # row groups mixed with each other when streaming: 1,024 segments, 230 MB at 128 x 440
 _READ_BYTES = 32 << 20  # of EEG per task when everything is read once
 
 
@@ -114,12 +115,17 @@ def load_store(config: DataConfig, size_px: int) -> Store:
     first_N = samples.first_N
     samples = Repeats(np.searchsorted(used, samples.row_R), samples.start_N, samples.keep_N)
     label_M = images["label"].to_numpy().astype(np.int64)
+    eeg_NCT = _eeg(config, root, manifest, cut, pieces, samples, used)
+    reads = reads_per_pass(pieces, samples) if eeg_NCT is None else 1.0
+    if reads > 2:
+        note = f"repetitions lie apart: streaming their means reads the segments {reads:.1f} times a pass; more memory"
+        parts = replace(parts, notes=(*parts.notes, f"{note} (data.residency host) or fewer channels avoid that"))
     return Store(
         manifest=manifest,
         cut=cut,
         pieces=pieces,
         repeats=samples,
-        eeg_NCT=_eeg(config, root, manifest, cut, pieces, samples, used),
+        eeg_NCT=eeg_NCT,
         image_N=image_n[first_N],
         label_N=label_M[image_n[first_N]],
         subject_N=subject_n[first_N],
@@ -140,6 +146,15 @@ def averaged(pieces: Sequence[Piece], samples: Repeats, cut: Cut) -> np.ndarray:
     eeg_NCT = samples.mean(rows["row"], rows["eeg"])
     is_done = cut.normalise == "none" or len(samples.row_R) == len(samples)
     return eeg_NCT if is_done else reading.segment_zscore(eeg_NCT)
+
+
+def reads_per_pass(pieces: Sequence[Piece], samples: Repeats) -> float:
+    """Return how often a streamed pass reads a row group: more than once where the segments of samples lie apart."""
+    start_P = np.array([piece.row_n[0] for piece in pieces])
+    piece_R = np.searchsorted(start_P, samples.row_R, side="right") - 1
+    window_N = piece_R[samples.start_N[:-1]] // WINDOW_GROUPS
+    n_reads = len(np.unique(np.repeat(window_N, samples.count_N) * len(pieces) + piece_R))
+    return n_reads / len(pieces)
 
 
 def _eeg(
