@@ -216,17 +216,27 @@ def test_two_workers_train_to_the_curve_of_one(home, tmp_path):
         assert two["val/loss"] == pytest.approx(one["val/loss"], rel=1e-4)
 
 
-def test_perceivelabs_files_are_ingested_and_swept_by_the_same_commands(home, tmp_path):
+def test_files_are_ingested_and_shown_again_by_one_command_each(home, tmp_path):
     files = generators.write_perceivelab(tmp_path, images_per_class=5, classes=8, signal=2.0)
+    job = (sys.executable, "jobs/ingest.py")
     ingested = run(
-        home, sys.executable, "jobs/ingest.py", "perceivelab", "--out", "pl", "--source", str(files.eeg),
-        "--images", str(files.images), "--split-file", str(files.split_all),
+        home, *job, "perceivelab", "--out", "pl", "--source", str(files.eeg), "--images", str(files.images),
+        "--split-file", str(files.split_all),
     )  # fmt: skip
     assert ingested.returncode == 0, ingested.stderr
-    assert "128 channels x 440 samples" in ingested.stdout
-    swept = run(home, sys.executable, *command(home, "--dataset", "pl", "--trials", "2", "--name", "pl")[1:])
-    assert swept.returncode == 0, swept.stdout + swept.stderr
-    assert "2/2 trials done" in swept.stdout
+    for expected in (
+        "128 channels x 440 samples",
+        "order audit     red",
+        "sweep.py --dataset pl --data.split published",
+    ):
+        assert expected in ingested.stdout
+    shown = run(home, *job, "--inspect", "pl")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout in ingested.stdout
+    assert (home / "datasets" / "pl" / "quality.html").exists()
+    again = run(home, *job, "perceivelab", "--out", "pl", "--source", str(files.eeg), "--images", str(files.images))
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
 
 
 @pytest.mark.usefixtures("tiny_dataset", "ray_local")
