@@ -197,8 +197,7 @@ def main(options: Any) -> None:
     from eegvision import intake
     from eegvision.ingest import assemble, shards
     from eegvision.ingest.places import place
-    from eegvision.runs import named_folder, sole_owner
-    from eegvision.vocab import home
+    from eegvision.runs import named_folder
 
     if isinstance(options, Inspect):
         root = shards.dataset_root(options.inspect)
@@ -211,8 +210,7 @@ def main(options: Any) -> None:
     assemble.refuse_existing(root)
     recording = recording_of(options)
     recording = replace(recording, header=replace(recording.header, name=root.name))
-    with sole_owner(home() / "locks" / root.name):
-        manifest = intake.ingest(recording, root, say=print_line)
+    manifest = intake.ingest(recording, root, say=print_line)
     intake.say_what_is_in(root, manifest, print_line)
     split = {3: " --data.split published", 2: " --data.split zero-shot"}.get(len(manifest.published), "")
     print_line(f"next            python jobs/sweep.py --dataset {options.out}{split}")

@@ -5,17 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from eegvision import intake
+from eegvision import intake, runs
 from eegvision.ingest import shards, simulate
 from eegvision.ingest.places import place
+from eegvision.vocab import RunInUseError
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory) -> dict[str, tuple[Path, list[str]]]:
+def made(session_home) -> dict[str, tuple[Path, list[str]]]:
     """A mixed and a block design of one lab: folder and what was said of each."""
     found = {}
     for design in ("random", "block"):
-        root = tmp_path_factory.mktemp(design) / "eeg"
+        root = session_home / design / "eeg"
         said: list[str] = []
         options = dataclasses.replace(
             simulate.PRESETS["tiny"], design=design, n_classes=6, images_per_class=12, n_subjects=1
@@ -61,3 +62,14 @@ def test_a_page_in_a_bucket_is_fetched_to_look_at(bucket, tmp_path, monkeypatch)
     (there / intake.PAGE_NAME).write(b"<html>")
     assert intake.page_of(there) == tmp_path / "home/pages/eeg.html"
     assert intake.page_of(there).read_bytes() == b"<html>"
+
+
+def test_a_second_process_that_writes_the_same_data_set_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("EEGVISION_HOME", str(tmp_path))
+    recording = simulate.simulate(simulate.PRESETS["tiny"], "tiny")
+    with (
+        runs.sole_owner(tmp_path / "locks" / "eeg"),
+        pytest.raises(RunInUseError, match="'eeg' is being run by another"),
+    ):
+        intake.ingest(recording, place(tmp_path / "eeg"), say=print)
+    assert not (tmp_path / "eeg").exists()

@@ -303,6 +303,7 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path):
     assert (result.best_pass, result.passes) == (1, 3)
 
 
+# What is asserted is how CUDA behaves (kernels that add in any order, autocast's dtypes); no CPU can stand in for it.
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_on_a_gpu_a_resumed_run_goes_on_and_weights_stay_fp32(tmp_path, precision):

@@ -19,6 +19,7 @@ from eegvision.ingest.shards import Manifest
 from eegvision.ingest.sources import Recording
 from eegvision.report import tables
 from eegvision.report.quality import MAX_PICTURES, Portrait, quality_page
+from eegvision.runs import sole_owner
 from eegvision.vocab import home
 
 Say = Callable[[str], None]
@@ -33,7 +34,13 @@ def ingest(recording: Recording, out: Place, *, say: Say) -> Manifest:
 
     Raises:
         InputError: as `assemble.write`; finished parts are kept and the same call goes on.
+        RunInUseError: another process is writing a data set of this name.
     """
+    with sole_owner(home() / "locks" / out.name):
+        return _ingest(recording, out, say)
+
+
+def _ingest(recording: Recording, out: Place, say: Say) -> Manifest:
     header, parts = recording.header, recording.parts
     n_rows = sum(part.rows for part in parts)
     n_bytes = 4 * n_rows * len(header.montage.channels) * header.n_times

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from eegvision.ingest import assemble, shards
-from eegvision.ingest.places import place
+from eegvision.ingest.places import Place, place
 from eegvision.ingest.sources import Header, Part, Recording
 from eegvision.vocab import Fixation, InputError, Montage, Segment, Stimulus
 
@@ -265,6 +265,32 @@ def test_an_unfinished_ingest_of_something_else_is_left_alone(tmp_path, changes,
     assert assemble.write(tmp_path / "d", recording(0, 10)).n_segments == 6
 
 
+def test_an_interruption_while_tidying_up_does_not_cost_the_data_set(tmp_path, monkeypatch):
+    remove = Place.remove
+
+    def interrupted(where: Place) -> None:
+        remove(where)
+        if where.name == ".ingest":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Place, "remove", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        assemble.write(tmp_path / "d", recording(0, 10))
+    assert shards.read_manifest(tmp_path / "d").n_segments == 6
+
+
+@pytest.mark.parametrize("n_segments", [1, 700])  # fails at its end, or while there are still groups to come
+def test_a_disk_that_fills_up_ends_the_writing_with_its_reason(tmp_path, monkeypatch, n_segments):
+    class Full:
+        def __init__(self, *_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(assemble.pq, "ParquetWriter", Full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write(tmp_path / "d", segments=(segment(number) for number in range(n_segments)))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_id_in_two_parts_is_refused(tmp_path):
     with pytest.raises(InputError, match="segment 's2' occurs twice"):
         assemble.write(tmp_path / "d", recording(0, 2))
@@ -425,7 +451,8 @@ def test_a_manifest_that_is_missing_cut_newer_or_edited_is_refused(tmp_path):
     for content, message in (
         (whole[: len(whole) // 2], "cannot be read"),
         ("[1]", "not the manifest"),
-        (json.dumps(json.loads(whole) | {"format_version": 2}), "has format 2, and this version reads up to 1"),
+        (json.dumps(json.loads(whole) | {"format_version": 3}), "has format 3, and this version reads up to 2"),
+        (json.dumps(json.loads(whole) | {"format_version": 1}), "has format 1 of an older eegvision; remove the data"),
         (whole.replace('"sfreq_hz": 250.0', '"sfreq_hz": 500.0'), "edited or damaged"),
     ):
         assert content != whole

@@ -109,7 +109,7 @@ def write(
         _finish(out, recording, rows_per_shard)
     except BaseException as error:  # also when interrupted
         kept = [number for number in range(len(works)) if _outcome(out, number)]
-        if not kept:
+        if not kept and not (out / MANIFEST_NAME).exists():  # else interrupted while tidying up: the data set is whole
             out.remove()
         elif isinstance(error, InputError):
             raise InputError(

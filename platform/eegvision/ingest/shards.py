@@ -23,7 +23,7 @@ from eegvision.ingest.places import Place, place
 from eegvision.ingest.sources import Header
 from eegvision.vocab import InputError, Montage, home
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had one tensor column for the samples and no order audit
 MANIFEST_NAME = "dataset.json"
 Grade = Literal["green", "amber", "red"]
 
@@ -93,6 +93,8 @@ def read_manifest(root: Place | Path) -> Manifest:
         raise InputError(
             f"{path} has format {version}, and this version reads up to {FORMAT_VERSION}; update eegvision or {again}"
         )
+    if version < FORMAT_VERSION:
+        raise InputError(f"{path} has format {version} of an older eegvision; remove the data set and {again}")
     if values.get("fingerprint") != fingerprint(values):
         raise InputError(f"{path} does not agree with its own fingerprint, so it was edited or damaged; {again}")
     montage = Montage(
