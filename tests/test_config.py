@@ -67,13 +67,38 @@ def test_overrides_leave_the_original_alone_and_turn_whole_numbers_into_floats()
         ({"data.val_fraction": 0.6, "data.test_fraction": 0.4}, "less than 1"),
         ({"data.subjects": "sub-01"}, "expected a list of names"),
         ({"data.window_s": ["a", "b"]}, "expected a list of numbers"),
-        ({"data.window_s": [0.5, 0.1]}, r"data.window_s is \(0.5, 0.1\); expected two times in order"),
-        ({"data.window_s": [0.5]}, "expected two times in order"),
+        ({"data.window_s": [0.5, 0.1]}, r"data.window_s is \(0.5, 0.1\); expected two numbers in order"),
+        ({"data.window_s": [0.5]}, "expected two numbers in order"),
         ({"data.repetitions": -1}, "data.repetitions is -1; expected at least 0"),
         ({"data.split": "leave-session-out"}, "needs data.held_out"),
         ({"data.split": "time-purged"}, "needs data.purge_s"),
         ({"data.purge_s": -0.1}, "data.purge_s is -0.1; expected at least 0"),
         ({"image.weights": "imagenet"}, "'small' has no such weights"),
+        ({"data.band_hz": [8, 4]}, r"data.band_hz is \(8.0, 4.0\); expected two numbers in order"),
+        ({"data.band_hz": [-1, 4]}, "expected frequencies from 0 Hz on"),
+        ({"data.control": "chaos"}, "data.control is 'chaos'; expected one of 'shuffled-pairs'"),
+        ({"image.layer": "last"}, "image.layer is 'last', but only frozen features have it; set image.frozen"),
+        ({"image.projector": "none"}, "image.projector is 'none', but only frozen features have it"),
+        ({"image.encoder": "timm", "image.model": "x", "image.frozen": False}, "'timm' cannot be trained here"),
+        ({"image.encoder": "timm"}, "the image encoder 'timm' needs image.model; got None"),
+        ({"image.model": "x"}, "the image encoder 'small' has no image.model; got 'x'"),
+        ({"image.encoder": "file"}, "the image encoder 'file' needs image.features"),
+        ({"image.encoder": "random-codebook", "image.layer": "last"}, "'random-codebook' runs no network"),
+        ({"image.encoder": "random-codebook", "image.size_px": 64}, "leave image.size_px and image.weights out"),
+        ({"image.frozen": True, "image.foveal": 0.5}, "there is no blur; set image.blur_px"),
+        ({"image.frozen": True, "image.blur_px": -1.0}, "image.blur_px is -1.0; expected at least 0"),
+        ({"image.frozen": True, "data.crops": "ten"}, "frozen features are those of the central crop"),
+        ({"loss.scale": "raw"}, "loss.scale is set to 'raw', but 'triplet' has no such setting"),
+        ({"loss.text_weight": 0.01}, "there is no text; set image.text"),
+        ({"loss.text_weight": 1.0}, r"loss.text_weight is 1.0; expected a share in \[0, 1\)"),
+        ({"loss.negatives": "semi-hard"}, "it needs a margin above 0, set loss.margin"),
+        ({"data.labelled": 0.0}, r"data.labelled is 0.0; expected a share in \(0, 1\]"),
+        ({"loss.mse_weight": -1.0}, "loss.mse_weight is -1.0; expected at least 0"),
+        ({"loss.name": "eeg-classes", "image.encoder": "resnet18"}, "trains no image encoder; leave out every image"),
+        ({"loss.name": "image-classes", "eeg.encoder": "tsconv"}, "trains no EEG encoder; leave out every eeg"),
+        ({"loss.name": "eeg-classes", "loss.margin": 0.1}, "'eeg-classes' has no such setting"),
+        ({"loss.name": "eeg-classes", "train.metric": "val/top1"}, "retrieves nothing; use 'val/accuracy'"),
+        ({"train.metric": "val/accuracy"}, "'val/accuracy' is a classifier's; use 'val/class_top1'"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(overrides, message):
@@ -121,3 +146,25 @@ def test_every_encoder_has_its_published_settings_and_only_those_it_names():
 def test_a_sweep_needs_at_least_one_trial():
     with pytest.raises(InputError, match="trials is 0; expected at least 1"):
         SweepConfig(trials=0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "crops"),
+    [({}, "ten"), ({"image.frozen": True}, "centre"), ({"loss.name": "eeg-classes"}, "centre")],
+)
+def test_views_follow_from_what_is_trained(overrides, crops):
+    assert RunConfig().with_overrides(overrides).resolved().data.crops == crops
+
+
+@pytest.mark.parametrize(("name", "absent"), [("eeg-classes", "image."), ("image-classes", "eeg."), ("triplet", "-")])
+def test_an_encoder_that_is_not_trained_is_not_listed(name, absent):
+    flat = RunConfig().with_overrides({"loss.name": name}).flat()
+    assert not [path for path in flat if path.startswith(absent)]
+    assert flat["train.metric"] == ("val/top1" if name == "triplet" else "val/accuracy")
+
+
+@pytest.mark.parametrize("name", ["eeg-classes", "image-classes"])
+def test_one_encoder_alone_has_an_embedding_of_its_own_size(name):
+    own = {"eeg-classes": "eeg", "image-classes": "image"}[name]
+    config = RunConfig().with_overrides({"loss.name": name, f"{own}.embed_dim": 32})
+    assert RunConfig.from_dict(config.resolved().to_dict()).fingerprint() == config.fingerprint()

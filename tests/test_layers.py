@@ -12,13 +12,15 @@ PACKAGE = ROOT / "platform" / "eegvision"
 
 LAYERS = [
     {"vocab"},
-    {"config", "losses", "evaluate", "ingest", "checkpoint", "processes", "runs", "cluster"},
+    {"overrides"},
+    {"config", "losses", "evaluate", "ingest", "checkpoint", "processes", "runs", "cluster", "ledger"},
     {"encoders", "stream", "fanout", "tracking", "cli", "space"},
-    {"train", "analyses"},
-    {"distributed"},
-    {"sweep", "report"},
+    {"objective", "resume"},
+    {"train", "analyses", "features"},
+    {"distributed", "trials"},
+    {"sweep", "report", "grid", "assess"},
     {"intake"},
-    {"study"},
+    {"study", "audits", "recipes"},
 ]
 WALLS = {
     "ray": {"cluster", "stream", "distributed", "sweep", "fanout"},

@@ -86,3 +86,24 @@ def test_encoders_that_know_places_or_subjects_are_trained_and_loaded_with_them(
     eeg_BCT = torch.randn(2, 16, 88)
     one, other = (model.encode_eeg(eeg_BCT, model.subject_rows([name] * 2)) for name in ("sub-01", "sub-02"))
     assert torch.equal(one, other) == ("eeg.subjects" not in settings)
+
+
+def test_each_encoder_alone_finds_the_classes_of_held_out_pictures(tmp_path):
+    options = dataclasses.replace(SIMULATION, n_chans=16, snr=0.8)
+    assemble.write(tmp_path / "data", simulate.simulate(options, "data"))
+    common = {
+        "data.dataset": str(tmp_path / "data"),
+        "data.val_fraction": 0.2,
+        "optim.lr": 2e-3,
+        "train.batch_size": 32,
+        "train.max_passes": 8,
+    }
+    sides = {
+        "eeg-classes": {"eeg.encoder": "tsconv", "eeg.dropout": 0.2, "eeg.filters": 16, "eeg.embed_dim": 32},
+        "image-classes": {"image.size_px": 32, "image.embed_dim": 32},
+    }
+    for name, own in sides.items():
+        config = RunConfig().with_overrides({"loss.name": name, **common, **own})
+        result = distributed.fit_here(config, tmp_path / name, lambda _: None)
+        # Chance 1/6; 24 pictures, so by guessing P(Binomial(24, 1/6) >= 11) < .001.
+        assert result.best_metrics["val/accuracy"] > 0.45, name

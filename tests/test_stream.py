@@ -82,9 +82,24 @@ def rows(batches, number: int = 1, start_step: int = 0) -> list[list[int]]:
     return [batch.row_B.tolist() for batch in batches.passes(number, start_step)]
 
 
+def parts_of(batch: stream.Batch) -> dict[str, torch.Tensor]:
+    return {name: part for name, part in vars(batch).items() if part is not None}
+
+
+def pictures_of(store: stream.Store) -> np.ndarray:
+    assert store.images_M3HH is not None
+    return store.images_M3HH
+
+
+def views_of(batch: stream.Batch) -> torch.Tensor:
+    assert batch.image_BX is not None
+    return batch.image_BX
+
+
 def assert_same(left: stream.Batch, right: stream.Batch) -> None:
-    for name in vars(left):
-        assert torch.equal(getattr(left, name), getattr(right, name)), name
+    assert parts_of(left).keys() == parts_of(right).keys()
+    for name, part in parts_of(left).items():
+        assert torch.equal(part, getattr(right, name)), name
 
 
 def pixels(image_B3HW: torch.Tensor) -> np.ndarray:
@@ -110,8 +125,9 @@ def test_every_row_of_a_batch_belongs_together(store):
         assert torch.equal(batch.image_B, row_B % 7)
         assert torch.equal(batch.label_B, row_B % 7 % 2)
         assert torch.equal(batch.subject_B, torch.zeros_like(row_B))
-        assert batch.image_B3HW.shape == (12, 3, SIZE, SIZE)
-        assert {str(tensor.dtype) for tensor in vars(batch).values()} == {"torch.float32", "torch.int64"}
+        assert views_of(batch).shape == (12, 3, SIZE, SIZE)
+        assert batch.text_BF is None
+        assert {str(part.dtype) for part in parts_of(batch).values()} == {"torch.float32", "torch.int64"}
 
 
 def test_order_depends_on_seed_and_pass_alone(store):
@@ -125,8 +141,8 @@ def test_workers_share_the_global_batches_of_one(store, world):
     alone = list(train(store).passes(2))
     shared = [list(train(store, rank=rank, world=world).passes(2)) for rank in range(world)]
     for whole, *parts in zip(alone, *shared, strict=True):
-        joined = {name: torch.cat([vars(part)[name] for part in parts]) for name in vars(whole)}
-        assert_same(whole, stream.Batch(**joined))
+        joined = {name: torch.cat([vars(part)[name] for part in parts]) for name in parts_of(whole)}
+        assert_same(whole, dataclasses.replace(whole, **joined))
 
 
 def test_a_resumed_pass_owes_exactly_the_rest(store):
@@ -169,8 +185,8 @@ def crops_used(store: stream.Store, batches: stream.Batches, number: int) -> dic
     """Find, for every segment of a pass, which of the ten crops of its image it came with."""
     used: dict[int, int] = {}
     for batch in batches.passes(number):
-        for row, image_3HW in zip(batch.row_B.tolist(), pixels(batch.image_B3HW), strict=True):
-            images = torch.tensor(store.images_M3HH[row % M][None])
+        for row, image_3HW in zip(batch.row_B.tolist(), pixels(views_of(batch)), strict=True):
+            images = torch.tensor(pictures_of(store)[row % M][None])
             views = stream.crop_by_slices(images, np.zeros(10, dtype=np.int64), np.arange(10), SIZE).numpy()
             (used[row],) = np.flatnonzero((views == image_3HW).all(axis=(1, 2, 3))).tolist()
     return used
@@ -196,7 +212,7 @@ def test_pixels_are_normalised_as_torchvision_weights_expect(store):
     black = dataclasses.replace(store, images_M3HH=np.zeros_like(store.images_M3HH))
     white = dataclasses.replace(store, images_M3HH=np.full_like(store.images_M3HH, 255))
     for made, value in ((black, 0.0), (white, 1.0)):
-        image_3HW = next(train(made).passes(1)).image_B3HW[0].numpy()
+        image_3HW = views_of(next(train(made).passes(1)))[0].numpy()
         expected = [(value - mean) / std for mean, std in zip(stream.IMAGE_MEAN, stream.IMAGE_STD, strict=True)]
         np.testing.assert_allclose(image_3HW[:, 0, 0], expected, rtol=1e-5)
 
@@ -206,12 +222,43 @@ def test_images_come_once_each_in_their_central_crop(store):
     numbers = torch.cat([image_B for _, image_B in batches.images(3)])
     assert numbers.tolist() == list(range(7))
     assert batches.n_images == 7
-    views = torch.cat([image_B3HW for image_B3HW, _ in batches.images(3)])
+    views = torch.cat([image_BX for image_BX, _ in batches.images(3)])
     by_image = {
-        int(batch.image_B[n]): batch.image_B3HW[n] for batch in batches.passes(1) for n in range(len(batch.row_B))
+        int(batch.image_B[n]): views_of(batch)[n] for batch in batches.passes(1) for n in range(len(batch.row_B))
     }
     for number, view in zip(numbers.tolist(), views, strict=True):
         assert torch.equal(view, by_image[number])
+
+
+def test_features_come_with_the_image_they_belong_to(store):
+    """Row m of the features belongs to image m; texts have another width. Pictures are then not touched."""
+    feature_MF = read_only(np.arange(M, dtype=np.float32)[:, None] + np.array([0.0, 0.5, 0.25], dtype=np.float32))
+    text_MF = read_only(-np.arange(M, dtype=np.float32)[:, None].repeat(2, axis=1))
+    without = dataclasses.replace(store, images_M3HH=None)
+    given: dict[str, Any] = {"size_px": None, "feature_MF": feature_MF, "text_MF": text_MF}
+    for batches in (train(without, **given), val(without, **given), train(without, rank=1, world=2, **given)):
+        for batch in batches.passes(1):
+            np.testing.assert_array_equal(views_of(batch), feature_MF[batch.image_B.numpy()])
+            np.testing.assert_array_equal(batch.text_BF, text_MF[batch.image_B.numpy()])
+    for feature_BF, image_B in val(without, **given).images(3):
+        np.testing.assert_array_equal(feature_BF, feature_MF[image_B.numpy()])
+    assert rows(train(without, **given)) == rows(train(store))
+
+
+def test_batches_without_images_hold_only_the_rest(store):
+    without = dataclasses.replace(store, images_M3HH=None)
+    plain, bare = next(train(store).passes(1)), next(train(without, size_px=None).passes(1))
+    assert bare.image_BX is None
+    assert parts_of(plain).keys() - parts_of(bare).keys() == {"image_BX"}
+    assert all(torch.equal(part, getattr(plain, name)) for name, part in parts_of(bare).items())
+
+
+@pytest.mark.parametrize("size_px", [SIZE, None])
+def test_features_also_move_to_another_device(store, size_px):
+    feature_MF = np.ones((M, 3), dtype=np.float32)
+    batches = train(store, device="meta", size_px=size_px, feature_MF=feature_MF)
+    moved = views_of(next(batches.passes(1)))
+    assert (moved.shape, moved.device.type) == ((12, 3), "meta")
 
 
 def test_on_another_device_batches_are_made_ahead_and_moved(store):
@@ -265,7 +312,8 @@ def test_a_store_holds_what_the_shards_hold(tiny, tiny_dataset):
     np.testing.assert_array_equal(loaded.eeg_NCT, pieces.segment_zscore(eeg_NCT))
     for row in (0, 39):
         picture = pictures.decode(images["encoded"][row].as_py(), "")
-        np.testing.assert_array_equal(loaded.images_M3HH[row], pieces.square(picture, 35))
+        np.testing.assert_array_equal(pictures_of(loaded)[row], pieces.square(picture, 35))
+    assert stream.load_store(tiny, None).images_M3HH is None
     raw = stream.load_store(dataclasses.replace(tiny, normalise="none"), 32)
     np.testing.assert_array_equal(raw.eeg_NCT, eeg_NCT)
 

@@ -16,7 +16,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import tyro
 import yaml
 
-from eegvision.config import RunConfig, flatten
+from eegvision.config import RunConfig
+from eegvision.overrides import flatten
 from eegvision.vocab import InputError
 
 Options = TypeVar("Options")

@@ -8,15 +8,13 @@ Sizes known only from data (channels, samples, rate, classes) are not here: they
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import math
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self
 
+from eegvision.overrides import SPEED_ONLY, changes_results, filled, flatten, replaced, require, require_applicable
 from eegvision.vocab import InputError, SplitRule
 
 EegEncoderName = Literal[
@@ -24,12 +22,13 @@ EegEncoderName = Literal[
     "eeg-project", "eeg-channelnet", "perceivelab-lstm", "simple-conv",
     "braindecode-eegnet", "braindecode-shallow", "braindecode-deep4", "braindecode-conformer",
 ]  # fmt: skip
-ImageEncoderName = Literal["small", "alexnet", "resnet18", "resnet101", "densenet161", "inception_v3"]
-LossName = Literal["triplet", "info_nce", "siglip"]
-MetricName = Literal["val/loss", "val/top1", "val/top5", "val/class_top1"]
-
-# Fields that change how fast a run is but not what it computes carry this mark and stay out of the fingerprint.
-_SPEED_ONLY = {"fingerprint": False}
+ImageEncoderName = Literal[
+    "small", "alexnet", "resnet18", "resnet50", "resnet101", "densenet161", "inception_v3", "vit_b_16",
+    "convnext_tiny", "convnext_base", "timm", "open_clip", "file", "random-codebook",
+]  # fmt: skip
+LossName = Literal["triplet", "info_nce", "siglip", "eeg-classes", "image-classes"]
+Arm = Literal["joint", "eeg", "image"]
+MetricName = Literal["val/loss", "val/top1", "val/top5", "val/class_top1", "val/accuracy"]
 
 # Published values of the fields that only some choices have: {choice: {field: value}}.
 EEG_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -51,30 +50,26 @@ EEG_DEFAULTS: dict[str, dict[str, Any]] = {
     "braindecode-deep4": {"dropout": 0.5},
     "braindecode-conformer": {"dropout": 0.5},
 }
-LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
-    "triplet": {"margin": 0.0, "negatives": "random", "normalise_eeg": False, "normalise_image": False},
-    "info_nce": {"temperature": 0.07, "learn_temperature": True, "normalise_eeg": True, "normalise_image": True},
-    "siglip": {"temperature": 0.1, "learn_temperature": True, "normalise_eeg": True, "normalise_image": True},
-}
-IMAGE_SIZES_PX: dict[str, int] = {
-    "small": 64, "alexnet": 224, "resnet18": 224, "resnet101": 224, "densenet161": 224, "inception_v3": 299,
+_CONTRAST = {
+    "learn_temperature": True, "scale": "exp", "normalise_eeg": True, "normalise_image": True,
+    "duplicates": "left-out", "text_weight": 0.0, "mse_weight": 0.0, "centre_weight": 0.0,
 }  # fmt: skip
-
-
-def _require(condition: bool, path: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InputError(f"{path} is {value!r}; expected {expected}")
-
-
-def _require_applicable(config: Any, prefix: str, choice: str, defaults: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a choice-specific field that is set although the choice made does not have it."""
-    for name in sorted({name for own in defaults.values() for name in own}):
-        if getattr(config, name) is not None and name not in defaults[choice]:
-            owners = ", ".join(sorted(other for other, own in defaults.items() if name in own))
-            raise InputError(
-                f"{prefix}.{name} is set to {getattr(config, name)!r}, but {choice!r} has no such setting "
-                f"(only {owners}); remove it or choose one of those"
-            )
+LOSS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "triplet": {
+        "margin": 0.0, "negatives": "random", "normalise_eeg": False, "normalise_image": False,
+        "duplicates": "left-out", "text_weight": 0.0, "mse_weight": 0.0, "centre_weight": 0.0,
+    },
+    "info_nce": {"temperature": 0.07, "direction": "both", **_CONTRAST},
+    "siglip": {"temperature": 0.1, **_CONTRAST},
+    "eeg-classes": {},
+    "image-classes": {},
+}  # fmt: skip
+IMAGE_SIZES_PX: dict[str, int] = {"small": 64, "inception_v3": 299}
+"""Side of the square input; 224 where not named."""
+ALWAYS_FROZEN = ("timm", "open_clip", "file", "random-codebook")
+"""Image encoders that are never trained: their features are made once."""
+_NO_LAYERS = ("file", "random-codebook")
+_FROZEN_DEFAULTS: dict[str, Any] = {"layer": "last", "pooling": "mean", "blur_px": 0.0, "foveal": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +87,8 @@ class DataConfig:
     split_seed: int = 0
     """Seed of the split, apart from the run's seed so that several seeds share one split."""
     held_out: str | None = None
-    """Subject of `leave-subject-out` (and, if given, of `zero-shot`), or number for `leave-block-out` and
-    `leave-session-out`."""
+    """Subject of `leave-subject-out` (and, if given, of `zero-shot` and `concept-disjoint`); number for
+    `leave-block-out` and `leave-session-out`, or a fold of the blocks for validation, such as `2/5 of by-image`."""
     purge_s: float | None = None
     """Training segments leave at least this many seconds between their window and any validation or test window of
     the same recording, >= 0; `time-purged` needs it, other rules take it as well."""
@@ -110,28 +105,43 @@ class DataConfig:
     """The same for validation and test; by default as in training."""
     normalise: Literal["segment-zscore", "none"] = "segment-zscore"
     """Per segment and channel: subtract the mean, divide by the standard deviation; or leave as stored."""
-    crops: Literal["ten", "centre"] = "ten"
-    """Training views: one of ten crops (corners, centre, mirrors) of a 1.1x image drawn anew each pass, or the
-    central crop alone. Validation always sees the central crop."""
-    residency: Literal["auto", "device", "host", "stream"] = field(default="auto", metadata=_SPEED_ONLY)
+    band_hz: tuple[float, float] | None = None
+    """After normalisation keep only the cosines (DCT-II) of a segment from the first (included) to the second (not
+    included) of these frequencies; by default all."""
+    labelled: float = 1.0
+    """Share of the training pictures of each class whose class classifiers and probes are told, in (0, 1]; training
+    on pairs needs none."""
+    control: Literal["shuffled-pairs", "shuffled-in-blocks", "block-labels", "class-codes"] | None = None
+    """What is broken on purpose, to see what a score is made of: pictures trade segments within subject and side;
+    the same within recording blocks too; pictures given out as a block design would have, class after class in time;
+    EEG replaced by one random pattern per class. By default nothing."""
+    crops: Literal["ten", "centre"] | None = None
+    """Training views: one of ten crops (corners, centre, mirrors) of a 1.1x image drawn anew each pass (by default,
+    where the image encoder is trained), or the central crop alone. Validation always sees the central crop."""
+    residency: Literal["auto", "device", "host", "stream"] = field(default="auto", metadata=SPEED_ONLY)
     """Where segments live after the first pass; `auto` takes the fastest place they fit."""
 
     def __post_init__(self) -> None:
         for name in ("val_fraction", "test_fraction"):
-            _require(0 < getattr(self, name) < 1, f"data.{name}", getattr(self, name), "a share in (0, 1)")
+            require(0 < getattr(self, name) < 1, f"data.{name}", getattr(self, name), "a share in (0, 1)")
+        require(0 < self.labelled <= 1, "data.labelled", self.labelled, "a share in (0, 1]")
         total = self.val_fraction + self.test_fraction
-        _require(total < 1, "data.val_fraction + data.test_fraction", total, "less than 1, or nothing is left to train")
+        require(total < 1, "data.val_fraction + data.test_fraction", total, "less than 1, or nothing is left to train")
         needs_held_out = self.split in ("leave-subject-out", "leave-block-out", "leave-session-out")
-        if needs_held_out != (self.held_out is not None) and self.split != "zero-shot":
+        may_hold_out = self.split in ("zero-shot", "concept-disjoint")
+        if needs_held_out != (self.held_out is not None) and not may_hold_out:
             what = "needs data.held_out (a subject, block or session)" if needs_held_out else "takes no data.held_out"
             raise InputError(f"data.split {self.split!r} {what}; got {self.held_out!r}")
         if self.split == "time-purged" and self.purge_s is None:
             raise InputError("data.split 'time-purged' needs data.purge_s, seconds between training and other windows")
-        _require(self.purge_s is None or self.purge_s >= 0, "data.purge_s", self.purge_s, "at least 0 s")
-        _require(self.repetitions >= 0, "data.repetitions", self.repetitions, "at least 0 (0: all)")
-        _require((self.val_repetitions or 0) >= 0, "data.val_repetitions", self.val_repetitions, "at least 0 (0: all)")
-        window_s = self.window_s or (0.0, 1.0)
-        _require(len(window_s) == 2 and window_s[0] < window_s[1], "data.window_s", self.window_s, "two times in order")
+        require(self.purge_s is None or self.purge_s >= 0, "data.purge_s", self.purge_s, "at least 0 s")
+        require(self.repetitions >= 0, "data.repetitions", self.repetitions, "at least 0 (0: all)")
+        require((self.val_repetitions or 0) >= 0, "data.val_repetitions", self.val_repetitions, "at least 0 (0: all)")
+        for name in ("window_s", "band_hz"):
+            low_high = getattr(self, name) or (0.0, 1.0)
+            in_order = len(low_high) == 2 and low_high[0] < low_high[1]
+            require(in_order, f"data.{name}", getattr(self, name), "two numbers in order")
+        require((self.band_hz or (0.0,))[0] >= 0, "data.band_hz", self.band_hz, "frequencies from 0 Hz on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,84 +175,173 @@ class EegConfig:
     """nice-sa, nice-ga, atm-s, eeg-channelnet: what the paper describes, or what its released code computes."""
 
     def __post_init__(self) -> None:
-        _require(self.embed_dim >= 1, "eeg.embed_dim", self.embed_dim, "at least 1")
-        _require_applicable(self, "eeg", self.encoder, EEG_DEFAULTS)
+        require(self.embed_dim >= 1, "eeg.embed_dim", self.embed_dim, "at least 1")
+        require_applicable(self, "eeg", self.encoder, EEG_DEFAULTS)
         for name in ("hidden", "filters"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"eeg.{name}", value, "at least 1")
+            require(value is None or value >= 1, f"eeg.{name}", value, "at least 1")
         for name in ("dropout", "channel_dropout"):
             value = getattr(self, name)
-            _require(value is None or 0 <= value < 1, f"eeg.{name}", value, "a share in [0, 1)")
+            require(value is None or 0 <= value < 1, f"eeg.{name}", value, "a share in [0, 1)")
         if self.subjects == "token" and self.encoder != "atm-s":
             raise InputError(
                 f"eeg.subjects is 'token', but {self.encoder!r} has no tokens (only atm-s has); "
                 "use 'layer', remove it or choose atm-s"
             )
         for name in ("dropout_radius", "blocks"):
-            _require((getattr(self, name) or 0) >= 0, f"eeg.{name}", getattr(self, name), "at least 0")
+            require((getattr(self, name) or 0) >= 0, f"eeg.{name}", getattr(self, name), "at least 0")
 
     def resolved(self) -> EegConfig:
         """Return this config with every setting of its encoder filled in."""
-        return _filled(self, EEG_DEFAULTS[self.encoder])
+        return filled(self, EEG_DEFAULTS[self.encoder])
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """Image encoder: [B, 3, H, W] -> [B, D]."""
+    """Image encoder, [B, 3, H, W] -> [B, D]: trained with the EEG encoder, or frozen with a trained map to D."""
 
     encoder: ImageEncoderName = "small"
-    """Architecture: ours for laptops (`small`) or torchvision's."""
+    """Architecture: ours for laptops (`small`), torchvision's, one of `timm` or `open_clip` (extras); or no network:
+    features from a `file`, or a random vector per class (`random-codebook`, a control)."""
     embed_dim: int = 128
     """Size D of the joint embedding; equal to `eeg.embed_dim`."""
+    model: str | None = None
+    """timm, open_clip: name of the model there, such as ViT-H-14."""
     weights: str = "none"
-    """`none` (random), `imagenet` (torchvision's download) or the path of a state-dict file."""
+    """`none` (random), `imagenet` (torchvision's download), the path of a state-dict file; timm: `hub` or a path;
+    open_clip: a tag such as laion2b_s32b_b79k, or a path."""
     size_px: int | None = None
     """Side of the square input; by default the size the encoder was published with."""
+    frozen: bool | None = None
+    """Keep the network as it is, compute its features once and train a map from them to D. By default only encoders
+    that cannot be trained here (timm, open_clip, file, random-codebook) are."""
+    layer: str | None = None
+    """frozen: where features are taken: `last` (what enters the classifier), `logits`, the name of a module, or a
+    depth in (0, 1] such as 0.67 of the network's blocks (last)."""
+    pooling: Literal["mean", "max", "cls", "flatten"] | None = None
+    """frozen: how maps or tokens of a layer become one vector (mean)."""
+    blur_px: float | None = None
+    """frozen: sd of a Gaussian blur of the input, in pixels of it, >= 0 (0: none)."""
+    foveal: float | None = None
+    """frozen, with blur: weight of the sharp picture at the centre, falling as exp(-3 r / r_max), in [0, 1] (0; UBP
+    has 0.5)."""
+    projector: Literal["none", "linear", "residual"] | None = None
+    """frozen: map from features to D: none (D is their size, as in NICE's code), linear, or NICE's residual one
+    (linear)."""
+    features: str | None = None
+    """file: path of the features: a .npy with one row per picture, or a .pt/.safetensors dict."""
+    text: str | None = None
+    """Path of text features of D dimensions per picture or class, for `loss.text_weight` and text galleries."""
 
     def __post_init__(self) -> None:
-        _require(self.embed_dim >= 1, "image.embed_dim", self.embed_dim, "at least 1")
-        _require(bool(self.weights), "image.weights", self.weights, "none, imagenet or a path")
-        _require(self.size_px is None or self.size_px >= 16, "image.size_px", self.size_px, "at least 16")
-        if self.weights == "imagenet" and self.encoder == "small":
-            raise InputError("image.weights is 'imagenet', but the encoder 'small' has no such weights; use 'none'")
+        require(self.embed_dim >= 1, "image.embed_dim", self.embed_dim, "at least 1")
+        require(bool(self.weights), "image.weights", self.weights, "none, imagenet or a path")
+        require(self.size_px is None or self.size_px >= 16, "image.size_px", self.size_px, "at least 16")
+        if self.weights == "imagenet" and self.encoder in ("small", *ALWAYS_FROZEN):
+            raise InputError(
+                f"image.weights is 'imagenet', but the encoder {self.encoder!r} has no such weights; use 'none'"
+            )
+        require((self.blur_px or 0) >= 0, "image.blur_px", self.blur_px, "at least 0")
+        require(0 <= (self.foveal or 0) <= 1, "image.foveal", self.foveal, "a weight in [0, 1]")
+        self._check_applicable()
+
+    def _check_applicable(self) -> None:
+        """Refuse what is set but would change nothing, and what is missing."""
+        if self.frozen is False and self.encoder in ALWAYS_FROZEN:
+            raise InputError(f"image.frozen is False, but {self.encoder!r} cannot be trained here; leave it out")
+        for name in (*_FROZEN_DEFAULTS, "projector"):
+            value = getattr(self, name)
+            if value is not None and not self.is_frozen:
+                raise InputError(f"image.{name} is {value!r}, but only frozen features have it; set image.frozen")
+            if value is not None and name != "projector" and self.encoder in _NO_LAYERS:
+                raise InputError(f"image.{name} is {value!r}, but {self.encoder!r} runs no network; leave it out")
+        if self.foveal and not self.blur_px:
+            raise InputError(f"image.foveal is {self.foveal!r}, but there is no blur; set image.blur_px")
+        if self.encoder in _NO_LAYERS and (self.size_px is not None or self.weights != "none"):
+            raise InputError(f"{self.encoder!r} runs no network; leave image.size_px and image.weights out")
+        for name, owners in (("model", ("timm", "open_clip")), ("features", ("file",))):
+            value = getattr(self, name)
+            if (value is not None) != (self.encoder in owners):
+                what = "needs" if value is None else "has no"
+                raise InputError(f"the image encoder {self.encoder!r} {what} image.{name}; got {value!r}")
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether features are made once and only a map from them is trained."""
+        return self.encoder in ALWAYS_FROZEN if self.frozen is None else self.frozen
 
     @property
     def input_px(self) -> int:
         """Side of the square input."""
-        return self.size_px or IMAGE_SIZES_PX[self.encoder]
+        return self.size_px or IMAGE_SIZES_PX.get(self.encoder, 224)
 
     def resolved(self) -> ImageConfig:
-        """Return this config with the input size filled in."""
-        return _filled(self, {"size_px": self.input_px})
+        """Return this config with every setting that applies filled in."""
+        known: dict[str, Any] = {"frozen": self.is_frozen}
+        if self.encoder not in (*_NO_LAYERS, "timm", "open_clip"):  # those two know their own size
+            known["size_px"] = self.input_px
+        if self.is_frozen:
+            known |= {"projector": "linear"} | ({} if self.encoder in _NO_LAYERS else _FROZEN_DEFAULTS)
+        return filled(self, known)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Objective on the two embeddings of a batch."""
+    """Objective on the two embeddings of a batch, or on one of them."""
 
     name: LossName = "triplet"
-    """`triplet` (Palazzo Eq. 2), symmetric `info_nce` (NICE), or `siglip`."""
+    """`triplet` (Palazzo Eq. 2), symmetric `info_nce` (NICE), or `siglip`; or cross-entropy of a linear classifier on
+    one encoder alone: `eeg-classes`, `image-classes`."""
     margin: float | None = None
     """triplet: margin, >= 0 (0)."""
-    negatives: Literal["random", "all"] | None = None
-    """triplet: one random other image of the batch, or the mean over all others (random)."""
+    negatives: Literal["random", "semi-hard", "all"] | None = None
+    """triplet: one random other image of the batch, the hardest of those less compatible than the own image, or the
+    mean over all others (random)."""
     temperature: float | None = None
     """info_nce, siglip: temperature, or its first value when learned, > 0 (0.07; 0.1)."""
     learn_temperature: bool | None = None
     """info_nce, siglip: whether the temperature is learned (yes)."""
+    scale: Literal["exp", "raw", "softplus"] | None = None
+    """info_nce, siglip: how the factor s on similarities follows from p, which begins at ln(1 / temperature): e^p as
+    in CLIP, p itself as ATM's code has it, or ln(1 + e^p) as UBP's (exp)."""
+    direction: Literal["both", "eeg-to-image"] | None = None
+    """info_nce: whether images also pick their EEG (both)."""
     normalise_eeg: bool | None = None
-    """Whether EEG embeddings have unit length (triplet no, others yes)."""
+    """Whether EEG embeddings have unit length in the loss (triplet no, others yes)."""
     normalise_image: bool | None = None
-    """Whether image embeddings have unit length (triplet no, others yes)."""
+    """Whether image embeddings have unit length in the loss (triplet no, others yes)."""
+    duplicates: Literal["left-out", "negatives"] | None = None
+    """Other rows of a batch that show the same image: left out, or taken for negatives as ATM's code does
+    (left-out)."""
+    text_weight: float | None = None
+    """Share of the same loss between EEG and text features (`image.text`), in [0, 1) (0; ATM has 0.01)."""
+    mse_weight: float | None = None
+    """Weight of the mean squared difference between the embeddings of a pair, >= 0 (0)."""
+    centre_weight: float | None = None
+    """Weight of the mean squared difference between an EEG embedding and the mean image embedding of its class in the
+    batch, >= 0 (0)."""
 
     def __post_init__(self) -> None:
-        _require_applicable(self, "loss", self.name, LOSS_DEFAULTS)
-        _require(self.margin is None or self.margin >= 0, "loss.margin", self.margin, "at least 0")
-        _require(self.temperature is None or self.temperature > 0, "loss.temperature", self.temperature, "above 0")
+        require_applicable(self, "loss", self.name, LOSS_DEFAULTS)
+        require(self.margin is None or self.margin >= 0, "loss.margin", self.margin, "at least 0")
+        require(self.temperature is None or self.temperature > 0, "loss.temperature", self.temperature, "above 0")
+        if self.negatives == "semi-hard" and not self.margin:
+            raise InputError(
+                "loss.negatives 'semi-hard' takes images that are told apart already, which count only within a "
+                "margin: it needs a margin above 0, set loss.margin"
+            )
+        require(0 <= (self.text_weight or 0) < 1, "loss.text_weight", self.text_weight, "a share in [0, 1)")
+        for name in ("mse_weight", "centre_weight"):
+            require((getattr(self, name) or 0) >= 0, f"loss.{name}", getattr(self, name), "at least 0")
+
+    @property
+    def arm(self) -> Arm:
+        """Which encoders are trained."""
+        return {"eeg-classes": "eeg", "image-classes": "image"}.get(self.name, "joint")  # type: ignore[return-value]
 
     def resolved(self) -> LossConfig:
         """Return this config with every setting of its loss filled in."""
-        return _filled(self, LOSS_DEFAULTS[self.name])
+        return filled(self, LOSS_DEFAULTS[self.name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,11 +366,11 @@ class OptimConfig:
     """Largest gradient norm, > 0; none means no clipping."""
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, "optim.lr", self.lr, "above 0")
-        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        require(self.lr > 0, "optim.lr", self.lr, "above 0")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         for name in ("beta1", "beta2", "warmup"):
-            _require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)")
-        _require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)")
+        require(self.clip_norm is None or self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,8 +381,9 @@ class TrainConfig:
     """Segments per optimiser step over all workers together, >= 2."""
     max_passes: int = 100
     """Passes over the training set, >= 1."""
-    metric: MetricName = "val/top1"
-    """Validation metric that picks the best checkpoint, stops early and ranks trials."""
+    metric: MetricName | None = None
+    """Validation metric that picks the best checkpoint, stops early and ranks trials: by default val/top1, and
+    val/accuracy where one encoder is trained alone."""
     patience: int | None = None
     """Stop after so many passes without a better metric; none means never."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -294,15 +394,10 @@ class TrainConfig:
     """Give up after so many steps in a row with a non-finite loss or gradient (each is skipped), >= 1."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 2, "train.batch_size", self.batch_size, "at least 2 (losses need a negative)")
+        require(self.batch_size >= 2, "train.batch_size", self.batch_size, "at least 2 (losses need a negative)")
         for name in ("max_passes", "max_bad_steps"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        _require(self.patience is None or self.patience >= 1, "train.patience", self.patience, "at least 1")
-
-    @property
-    def mode(self) -> Literal["min", "max"]:
-        """Direction in which `metric` improves."""
-        return "min" if self.metric == "val/loss" else "max"
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        require(self.patience is None or self.patience >= 1, "train.patience", self.patience, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,12 +414,38 @@ class RunConfig:
     """Seed of weights, batch order, crops and dropout, >= 0."""
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, "seed", self.seed, "at least 0")
-        if self.eeg.embed_dim != self.image.embed_dim:
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        arm = self.loss.arm
+        if arm == "joint" and self.eeg.embed_dim != self.image.embed_dim:
             raise InputError(
                 f"eeg.embed_dim is {self.eeg.embed_dim} and image.embed_dim is {self.image.embed_dim}; "
                 "both towers embed into one space, so set them to the same number"
             )
+        if arm == "eeg" and self.image != ImageConfig():
+            raise InputError("loss.name 'eeg-classes' trains no image encoder; leave out every image.* setting")
+        if arm == "image" and self.eeg != EegConfig():
+            raise InputError("loss.name 'image-classes' trains no EEG encoder; leave out every eeg.* setting")
+        if arm != "joint" and self.train.metric not in (None, "val/accuracy", "val/loss"):
+            raise InputError(
+                f"train.metric is {self.train.metric!r}, but loss.name {self.loss.name!r} retrieves nothing; "
+                "use 'val/accuracy' or 'val/loss'"
+            )
+        if arm == "joint" and self.train.metric == "val/accuracy":
+            raise InputError("train.metric 'val/accuracy' is a classifier's; use 'val/class_top1' or 'val/top1'")
+        if self.image.is_frozen and self.data.crops == "ten":
+            raise InputError("data.crops is 'ten', but frozen features are those of the central crop; leave it out")
+        if self.loss.text_weight and self.image.text is None:
+            raise InputError(f"loss.text_weight is {self.loss.text_weight!r}, but there is no text; set image.text")
+
+    @property
+    def metric(self) -> MetricName:
+        """Validation metric that picks the best checkpoint."""
+        return self.train.metric or ("val/top1" if self.loss.arm == "joint" else "val/accuracy")
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """Direction in which `metric` improves."""
+        return "min" if self.metric == "val/loss" else "max"
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain values (JSON, YAML)."""
@@ -341,32 +462,29 @@ class RunConfig:
         Raises:
             InputError: a path is unknown (the nearest is named) or a value has the wrong type or range.
         """
-        nested = {name: {} for name, value in vars(self).items() if dataclasses.is_dataclass(value)}
-        top: dict[str, Any] = {}
-        paths = _field_types(type(self))
-        for path, value in overrides.items():
-            if path not in paths:
-                near = difflib.get_close_matches(path, paths, n=1, cutoff=0)
-                raise InputError(f"unknown setting {path!r}; did you mean {near[0]!r}?")
-            value = _checked(path, value, paths[path])
-            group, _, name = path.rpartition(".")
-            (nested[group] if group else top)[name] = value
-        groups = {name: dataclasses.replace(getattr(self, name), **values) for name, values in nested.items()}
-        return dataclasses.replace(self, **groups, **top)
+        return replaced(self, overrides)
 
     def resolved(self) -> Self:
         """Return a copy in which every field that applies has its value."""
+        arm = self.loss.arm
         return dataclasses.replace(
-            self, eeg=self.eeg.resolved(), image=self.image.resolved(), loss=self.loss.resolved()
+            self,
+            data=filled(self.data, {"crops": "centre" if self.image.is_frozen or arm == "eeg" else "ten"}),
+            eeg=self.eeg if arm == "image" else self.eeg.resolved(),
+            image=self.image if arm == "eeg" else self.image.resolved(),
+            loss=self.loss.resolved(),
+            train=dataclasses.replace(self.train, metric=self.metric),
         )
 
     def flat(self) -> dict[str, Any]:
         """Return resolved dotted fields, without those that do not apply: what is logged and compared."""
-        return {path: value for path, value in flatten(self.resolved().to_dict()).items() if value is not None}
+        absent = {"joint": "-", "eeg": "image.", "image": "eeg."}[self.loss.arm]
+        plain = flatten(self.resolved().to_dict())
+        return {path: value for path, value in plain.items() if value is not None and not path.startswith(absent)}
 
     def fingerprint(self) -> str:
         """Return 12 hexadecimal digits of a hash over every field that changes results."""
-        kept = {path: value for path, value in self.flat().items() if _changes_results(type(self), path)}
+        kept = {path: value for path, value in self.flat().items() if changes_results(self, path)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -396,63 +514,5 @@ class SweepConfig:
     def __post_init__(self) -> None:
         floors = {"trials": 1, "min_passes": 1, "keep_one_in": 2, "workers_per_trial": 1, "max_failures": 0}
         for name, floor in floors.items():
-            _require(getattr(self, name) >= floor, name, getattr(self, name), f"at least {floor}")
-        _require((self.max_concurrent or 1) >= 1, "max_concurrent", self.max_concurrent, "at least 1")
-
-
-def _filled(config: Any, defaults: Mapping[str, Any]) -> Any:
-    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
-    return dataclasses.replace(config, **missing)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted names: `{"optim": {"lr": 1}}` becomes `{"optim.lr": 1}`."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
-def _field_types(cls: type) -> dict[str, Any]:
-    """Map every dotted field of a config class to its annotation."""
-    paths: dict[str, Any] = {}
-    for name, kind in get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
-            paths |= {f"{name}.{inner}": inner_kind for inner, inner_kind in get_type_hints(kind).items()}
-        else:
-            paths[name] = kind
-    return paths
-
-
-def _changes_results(cls: type, path: str) -> bool:
-    group, _, name = path.rpartition(".")
-    owner = get_type_hints(cls)[group] if group else cls
-    return next(f for f in dataclasses.fields(owner) if f.name == name).metadata.get("fingerprint", True)
-
-
-def _checked(path: str, value: Any, kind: Any) -> Any:
-    """Return `value` as an instance of the annotation `kind`, or raise naming the path and what was expected."""
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        kind = next(option for option in get_args(kind) if option is not type(None))
-        origin = get_origin(kind)
-    if origin is Literal:
-        _require(value in get_args(kind), path, value, "one of " + ", ".join(map(repr, get_args(kind))))
-        return value
-    if origin is tuple:
-        inner = get_args(kind)[0]
-        allowed = (int, float) if inner is float else inner
-        is_list = isinstance(value, list | tuple) and all(isinstance(item, allowed) for item in value)
-        _require(is_list, path, value, "a list of numbers" if inner is float else "a list of names")
-        return tuple(map(inner, value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    is_right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    _require(is_right, path, value, f"a value of type {kind.__name__}")
-    _require(not isinstance(value, float) or math.isfinite(value), path, value, "a finite number")
-    return value
+            require(getattr(self, name) >= floor, name, getattr(self, name), f"at least {floor}")
+        require((self.max_concurrent or 1) >= 1, "max_concurrent", self.max_concurrent, "at least 1")

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from eegvision import stream, train
+from eegvision import features, stream, train
 from eegvision.config import RunConfig
 from eegvision.encoders.joint import build_joint
 from eegvision.vocab import InputError
@@ -112,20 +112,31 @@ def _worker(settings: dict[str, Any]) -> None:
     )
 
 
+def picture_px(config: RunConfig) -> int | None:
+    """Return the side of the pictures a training reads; None where it reads none, but features or EEG alone."""
+    return None if config.loss.arm == "eeg" or config.image.is_frozen else config.image.input_px
+
+
 def batches(
     config: RunConfig, store: stream.Store, *, rank: int = 0, world: int = 1, device: torch.device | str = "cpu"
 ) -> tuple[stream.Batches, stream.Batches]:
-    """Return the training and validation batches of one worker.
+    """Return the training and validation batches of one worker, for a store loaded with pictures of `picture_px`.
+
+    Frozen features that are not in the cache yet are made here (`features.warm` makes them over the cluster).
 
     Raises:
-        InputError: batch, workers and data do not fit each other.
+        InputError: batch, workers and data do not fit each other, or features cannot be had.
     """
+    feature_MF = features.image_features(config)
+    text_MF = features.text_features(config) if config.loss.text_weight else None
     train_batches, val_batches = (
         stream.Batches(
             store,
             side,
             config=config.data,
-            size_px=config.image.input_px,
+            size_px=picture_px(config),
+            feature_MF=feature_MF,
+            text_MF=text_MF,
             batch_size=config.train.batch_size,
             seed=config.seed,
             rank=rank,
@@ -142,7 +153,7 @@ def _fit(
     config: RunConfig, folder: Path, report: Report, *, rank: int, world: int, device: torch.device
 ) -> train.FitResult:
     """Load the data, build the model from the seed and hand both to the loop."""
-    store = stream.load_store(config.data, config.image.input_px)
+    store = stream.load_store(config.data, picture_px(config))
     train_batches, val_batches = batches(config, store, rank=rank, world=world, device=device)
     torch.manual_seed(config.seed)
     manifest = store.manifest
@@ -153,6 +164,8 @@ def _fit(
         manifest.sfreq_hz,
         positions_m=manifest.montage.positions_m,
         subjects=store.trained_subjects if config.eeg.subjects else (),
+        n_features=train_batches.n_features,
+        n_classes=len(manifest.classes),
     )
     return train.fit(
         config,

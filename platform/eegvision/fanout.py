@@ -15,7 +15,14 @@ _RETRIES = 3  # of a task whose process or machine was lost; an exception of the
 _AHEAD = 2  # tasks submitted per CPU: the next ones wait with their arguments on the way
 
 
-def spread(work: Callable[[T], R], items: Sequence[T], *, peak_bytes: Callable[[T], int] = lambda _: 0) -> Iterator[R]:
+def spread(
+    work: Callable[[T], R],
+    items: Sequence[T],
+    *,
+    peak_bytes: Callable[[T], int] = lambda _: 0,
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+) -> Iterator[R]:
     """Apply a function to items on the cluster this process is connected to; yield results in the order of finishing.
 
     A task is done again when its process or machine is lost, so the function must bear being called twice. When it
@@ -25,12 +32,13 @@ def spread(work: Callable[[T], R], items: Sequence[T], *, peak_bytes: Callable[[
         work: goes to other processes with the item.
         items: one task each.
         peak_bytes: memory an item takes; tasks that would not fit beside each other wait.
+        cpus, gpus: what a task holds, fractions allowed.
     Raises:
         InputError: raised by `work`; other exceptions as `ray.exceptions.RayTaskError`.
     """
     import ray
 
-    task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_call)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=_RETRIES)(_call)
     shared = ray.put(work)
     most = max(1, int(_AHEAD * ray.cluster_resources().get("CPU", 1)))
     largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)

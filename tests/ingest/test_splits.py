@@ -382,3 +382,65 @@ def test_zero_shot_can_hold_out_a_subject_as_well():
     result = split("zero-shot", segments, images, published=published, held_out="sub-02", **SHARES)
     assert shown(result, segments, "subject") == {"train": {"sub-01"}, "val": {"sub-01"}, "test": {"sub-02"}}
     assert shown(result, segments)["test"] == set(published["test"])
+
+
+# ---- folds over blocks
+
+
+def folds_of(segments: pa.Table, images: pa.Table, count: int, rule: str = "", **options: Any) -> list[Split]:
+    held = [f"{number}/{count}{rule}" for number in range(1, count + 1)]
+    return [split("leave-block-out", segments, images, held_out=one, **(SHARES | options)) for one in held]
+
+
+def test_folds_keep_the_pictures_of_every_side_and_share_no_block_with_training():
+    segments, images = tables(classes=8, per_class=10, block="turn")
+    whole = split("by-image", segments, images, **SHARES)
+    folds = folds_of(segments, images, 5)
+    for side in ("val", "test"):
+        rows = np.concatenate([fold.rows[side] for fold in folds])
+        np.testing.assert_array_equal(np.sort(rows), whole.rows[side])  # each in one fold
+    block_N = segments["block"].to_numpy()
+    for fold in folds:
+        assert set(fold.rows["train"].tolist()) < set(whole.rows["train"].tolist())
+        trained = set(block_N[fold.rows["train"]].tolist())
+        assert len(trained) == 8
+        assert not trained & set(block_N[np.concatenate([fold.rows["val"], fold.rows["test"]])].tolist())
+
+
+def test_blocks_of_one_class_go_to_different_folds():
+    segments, images = tables(classes=4, per_class=10)
+    label_N = [int(image[1]) for image in segments["image_id"].to_pylist()]
+    half_N = [int(image.split("-i")[1]) // 5 for image in segments["image_id"].to_pylist()]
+    block = pa.array([2 * label + half for label, half in zip(label_N, half_N, strict=True)])
+    segments = segments.set_column(segments.schema.get_field_index("block"), "block", block)
+    for fold in folds_of(segments, images, 2, val_fraction=0.3, test_fraction=0.3):
+        assert by_class(shown(fold, segments)["train"]).keys() == {"c0", "c1", "c2", "c3"}
+
+
+def test_folds_go_with_published_sides_too():
+    segments, images = tables(classes=4, per_class=4, block="class")
+    ids = images["image_id"].to_pylist()
+    published = {"train": ids[:12], "val": ids[12:14], "test": ids[14:]}
+    with pytest.raises(InputError, match="leaves no segment for val"):
+        split("leave-block-out", segments, images, held_out="1/4 of published", published=published, **SHARES)
+    last = split("leave-block-out", segments, images, held_out="4/4 of published", published=published, **SHARES)
+    assert shown(last, segments)["val"] == set(ids[12:14])
+    assert shown(last, segments)["test"] == set(ids[14:])
+    assert by_class(shown(last, segments)["train"]) == {"c0": 4, "c1": 4, "c2": 4}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ("0/5", r"held_out '0/5' of data.split leave-block-out must be a part such as 1/5 to 5/5"),
+        ("6/5", "must be a part"),
+        ("1/1", "must be a part"),
+        ("1/5 of leave-block-out", "or 1/5 of by-image, published"),
+        ("1/9", "with 9 folds needs as many blocks, but the data have 5"),
+        ("2/", "there is no block '2/'"),
+    ],
+)
+def test_a_fold_that_does_not_exist_is_refused(held_out, message):
+    segments, images = tables(block="turn")
+    with pytest.raises(InputError, match=message):
+        split("leave-block-out", segments, images, held_out=held_out, **SHARES)

@@ -253,7 +253,9 @@ def test_files_are_ingested_and_shown_again_by_one_command_each(home, tmp_path):
 )
 def test_bad_input_is_one_message_before_anything_is_written(session_home, settings, sweep, message):
     run_config = RunConfig().with_overrides({"data.dataset": "tiny", "image.size_px": 32, **settings})
+    store = session_home / "mlflow.db"
+    before = store.stat().st_mtime_ns if store.exists() else None
     with pytest.raises(InputError, match=message):
         run_study(run_config, SweepConfig(trials=1, **sweep), name="bad", space=None, say=lambda _: None)
     assert not (session_home / "runs" / "bad" / "sweep.json").exists()
-    assert not (session_home / "mlflow.db").exists()
+    assert (store.stat().st_mtime_ns if store.exists() else None) == before

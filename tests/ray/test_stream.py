@@ -58,11 +58,14 @@ def test_arrays_are_made_once_and_shared(tiny):
     assert first.eeg_NCT is not None
     assert second.eeg_NCT is not None
     assert first.eeg_NCT.ctypes.data == second.eeg_NCT.ctypes.data
+    assert first.images_M3HH is not None
+    assert second.images_M3HH is not None
     assert first.images_M3HH.ctypes.data == second.images_M3HH.ctypes.data
     assert not first.eeg_NCT.flags.writeable
     larger = stream.load_store(tiny, 40)
     assert larger.eeg_NCT is not None
     assert larger.eeg_NCT.ctypes.data == first.eeg_NCT.ctypes.data
+    assert larger.images_M3HH is not None
     assert larger.images_M3HH.shape == (40, 3, 44, 44)
 
 

@@ -126,6 +126,52 @@ def sweep_permutation(
     return max_statistic(observed_M / n_queries, null_RM / n_queries)
 
 
+def answer_permutation(
+    answer_MQ: np.ndarray, image_Q: np.ndarray, key_N: np.ndarray, *, n_permutations: int = 10_000, seed: int = 0
+) -> MaxStatistic:
+    """Share of right answers of every configuration against guessing, corrected for all of them, without any scores.
+
+        a_m(π) = mean_q [answer_mq = key of π(image_q)]        π a random permutation of the images, one for all m
+
+    With the images themselves as keys this is top-1 retrieval; with their classes it is classification.
+
+    Args:
+        answer_MQ: what each of M configurations answered to each query.
+        image_Q: which image each query shows, 0 to N - 1.
+        key_N: the right answer for each image.
+        n_permutations, seed: of the permutations.
+    Returns:
+        `MaxStatistic` with shares of right answers as statistics.
+    Raises:
+        InputError: shapes disagree, or an image has no key.
+    """
+    answer_MQ, image_Q, key_N = np.asarray(answer_MQ), np.asarray(image_Q), np.asarray(key_N)
+    if answer_MQ.ndim != 2 or 0 in answer_MQ.shape or image_Q.shape != answer_MQ.shape[1:]:
+        raise InputError(
+            f"answers of shape {answer_MQ.shape} for images of shape {image_Q.shape}; "
+            "expected configurations x queries, and one image for each query"
+        )
+    n_images = len(key_N)
+    if image_Q.min() < 0 or image_Q.max() >= n_images:
+        raise InputError(f"images {image_Q.min()} to {image_Q.max()}, but {n_images} keys; give a key for each")
+    keys_K, key_N = np.unique(key_N, return_inverse=True)
+    column_MQ = np.searchsorted(keys_K, answer_MQ).clip(max=len(keys_K) - 1)
+    is_key_MQ = keys_K[column_MQ] == answer_MQ  # any other answer is never right
+    count_MNK = [
+        np.bincount((image_Q * len(keys_K) + column_Q)[is_key_Q], minlength=n_images * len(keys_K)).reshape(
+            n_images, -1
+        )
+        for column_Q, is_key_Q in zip(column_MQ, is_key_MQ, strict=True)
+    ]
+    row_N = np.arange(n_images)
+    null_RM = np.empty((n_permutations, len(count_MNK)), dtype=np.int64)
+    for rows, permutation_RN in permutations_within(np.zeros(n_images, dtype=np.int64), n_permutations, seed):
+        for number, count_NK in enumerate(count_MNK):
+            null_RM[rows, number] = count_NK[row_N, key_N[permutation_RN]].sum(axis=1)
+    observed_M = np.array([count_NK[row_N, key_N].sum() for count_NK in count_MNK])
+    return max_statistic(observed_M / len(image_Q), null_RM / len(image_Q))
+
+
 def permutations_within(stratum_N: np.ndarray, n_permutations: int, seed: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield (rows, permutations): each moves items only to places of their own stratum, uniformly.
 

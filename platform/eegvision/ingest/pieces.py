@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +33,36 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Which channels and samples of every segment are read, and whether they are standardised."""
+    """Which channels and samples of every segment are read, whether they are standardised, and what is kept of them.
+
+    `band_hz` needs `sfreq_hz`, the samples per second.
+    """
 
     channels: tuple[str, ...]
     first: int
     stop: int
     normalise: Literal["segment-zscore", "none"] = "none"
+    band_hz: tuple[float, float] | None = None
+    sfreq_hz: float | None = None
+
+    @property
+    def as_stored(self) -> Cut:
+        """The same channels and samples as they are stored."""
+        return replace(self, normalise="none", band_hz=None)
+
+    @property
+    def band_TT(self) -> np.ndarray | None:
+        """What samples are multiplied with to keep `band_hz` alone; None where everything is kept."""
+        if self.band_hz is None:
+            return None
+        assert self.sfreq_hz is not None, "frequencies need the samples per second"
+        return band_projection(self.stop - self.first, self.sfreq_hz, self.band_hz)
+
+    def finish(self, eeg_NCT: np.ndarray) -> np.ndarray:
+        """Return segments or means as models see them: as stored, then standardised, then with the band alone."""
+        if self.normalise == "segment-zscore":
+            eeg_NCT = segment_zscore(eeg_NCT)
+        return eeg_NCT if self.band_TT is None else eeg_NCT @ self.band_TT
 
 
 def cut_of(
@@ -45,14 +70,17 @@ def cut_of(
     channels: Sequence[str],
     window_s: tuple[float, float] | None,
     normalise: Literal["segment-zscore", "none"],
+    band_hz: tuple[float, float] | None = None,
 ) -> tuple[Cut, Manifest]:
     """Return what to read of every segment, and the manifest of what that gives.
 
     Args:
         channels: names, or patterns such as `O*`; none means all. The data set's order is kept.
         window_s: from (included) and to (not included), after stimulus onset; None means all.
+        band_hz: from (included) and to (not included); None means all.
     Raises:
-        InputError: a name or pattern fits no channel, or the window holds no sample or leaves the segment.
+        InputError: a name or pattern fits no channel, the window holds no sample or leaves the segment, or the band
+            holds nothing of it.
     """
     for name in channels:
         if not any(fnmatchcase(channel, name) for channel in manifest.channels):
@@ -80,6 +108,9 @@ def cut_of(
     )
     t_min_s = manifest.t_min_s + first / manifest.sfreq_hz
     cut = Cut(channels=montage.channels, first=first, stop=stop, normalise=normalise)
+    if band_hz is not None:
+        _refuse_empty_band(stop - first, manifest.sfreq_hz, band_hz, has_mean=normalise == "none")
+        cut = replace(cut, band_hz=band_hz, sfreq_hz=manifest.sfreq_hz)
     return cut, replace(manifest, montage=montage, n_times=stop - first, t_min_s=t_min_s)
 
 
@@ -100,6 +131,42 @@ def segment_zscore(eeg_NCT: np.ndarray) -> np.ndarray:
     centred_NCT = eeg_NCT.astype(np.float32, copy=False) - mean_NC1
     std_NC1 = np.sqrt(np.vecdot(centred_NCT, centred_NCT) / eeg_NCT.shape[-1])[..., None]
     return np.divide(centred_NCT, std_NC1, out=centred_NCT, where=std_NC1 > 0)
+
+
+@lru_cache(maxsize=8)
+def band_projection(n_times: int, sfreq_hz: float, band_hz: tuple[float, float]) -> np.ndarray:
+    """Return the symmetric [T,T] matrix that keeps the cosines of a band: float32, read-only.
+
+        P = sum_k c_k c_k^T over low <= f_k < high,   f_k = k / (2 T/sfreq)
+        c_k[t] = sqrt((2 - [k = 0]) / T) cos(pi k (t + 1/2) / T)        DCT-II, orthonormal
+
+    Cosines of half periods, unlike a filter, have no start-up within a segment, and unlike a Fourier series they take a
+    straight line as slow. Source: Ahmed, Natarajan & Rao 1974, IEEE Trans. Comput. C-23, 90.
+    """
+    k = np.arange(n_times)
+    cosine_KT = np.cos(np.pi * k[:, None] * (k + 0.5) / n_times) * np.sqrt(2 / n_times)
+    cosine_KT[0] /= np.sqrt(2)
+    kept_KT = cosine_KT[_is_within(n_times, sfreq_hz, band_hz)]
+    band_TT = (kept_KT.T @ kept_KT).astype(np.float32)
+    band_TT.flags.writeable = False
+    return band_TT
+
+
+def _is_within(n_times: int, sfreq_hz: float, band_hz: tuple[float, float]) -> np.ndarray:
+    rate_hz_K = np.arange(n_times) * sfreq_hz / (2 * n_times)
+    return (rate_hz_K >= band_hz[0] - 1e-9) & (rate_hz_K < band_hz[1] - 1e-9)
+
+
+def _refuse_empty_band(n_times: int, sfreq_hz: float, band_hz: tuple[float, float], *, has_mean: bool) -> None:
+    is_kept_K = _is_within(n_times, sfreq_hz, band_hz)
+    if not is_kept_K[0 if has_mean else 1 :].any():
+        step_hz = sfreq_hz / (2 * n_times)
+        mean = "" if has_mean else "; their mean is 0, since data.normalise is 'segment-zscore'"
+        raise InputError(
+            f"data.band_hz is {band_hz[0]:g} to {band_hz[1]:g} Hz, but segments of {n_times / sfreq_hz:g} s have the "
+            f"frequencies {'0' if has_mean else f'{step_hz:.4g}'}, {step_hz if has_mean else 2 * step_hz:.4g}, ... "
+            f"up to {(n_times - 1) * step_hz:.4g} Hz{mean}; choose a band that holds one of these"
+        )
 
 
 def square(pixel_HW3: np.ndarray, side_px: int) -> np.ndarray:
@@ -179,8 +246,8 @@ def read_eeg(pieces: Sequence[Piece], cut: Cut) -> Rows:
             eeg_array(column, cut.channels, times, out=eeg_nCT[own])
         else:
             eeg_nCT[own] = eeg_array(column, cut.channels, times)[piece.place_n]
-        if cut.normalise == "segment-zscore":
-            eeg_nCT[own] = segment_zscore(eeg_nCT[own])
+        if cut != cut.as_stored:
+            eeg_nCT[own] = cut.finish(eeg_nCT[own])
     return {"row": row_n, "eeg": eeg_nCT}
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ import pyarrow as pa
 from eegvision.vocab import SPLIT_NAMES, InputError, SplitName, SplitRule
 
 _UNITS: dict[str, str] = {"leave-block-out": "block", "leave-session-out": "session"}
+_FOLD = re.compile(r"(\d+)/(\d+)(?: of ([a-z-]+))?")  # 2/5, 2/5 of published
+_BASES = ("by-image", "published", "concept-disjoint", "zero-shot")  # rules that folds can go with
 
 Sides = dict[str, SplitName]  # image id (or concept) -> its side; absent: on no side
 
@@ -41,6 +44,15 @@ class Clock:
 class _Images:
     label: dict[str, int]
     content: dict[str, str]  # image id -> the smallest id of the same content
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fold:
+    """Part `number` (from 1) of `count` of all blocks or sessions; `rule` puts pictures on sides."""
+
+    number: int
+    count: int
+    rule: SplitRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +87,11 @@ def split(
     - `leave-subject-out`: as `by-image`, but test holds the subject `held_out` alone, which is nowhere else.
     - `leave-block-out`, `leave-session-out`: test is the block or session of number `held_out`; its images leave the
       other sides; val is a share of the rest.
-    - `concept-disjoint`: a share of the classes on each side.
+      Where `held_out` is `2/5`, or `2/5 of RULE`, it is cross-validation instead: pictures are on the sides of
+      `by-image` (or RULE), but validation and test are only in the second fifth of the blocks and training only in the
+      others, so that no side shares a block with training. A class's blocks go to different folds as far as they can.
+    - `concept-disjoint`: a share of the classes on each side. With `held_out`, test holds that subject alone, which is
+      nowhere else.
     - `time-purged`: as `by-image`, with a purge.
     - `zero-shot`: test is the published one; val is a share of the classes not tested, train has the others. With
       `held_out`, test holds that subject alone, which is nowhere else.
@@ -96,41 +112,61 @@ def split(
     """
     published, clock = published or {}, clock or Clock(duration_s=0.0)
     needs_held_out = rule in ("leave-subject-out", "leave-block-out", "leave-session-out")
-    assert (held_out is not None) == needs_held_out or rule == "zero-shot", (rule, held_out)
-    held_subject = held_out if rule in ("leave-subject-out", "zero-shot") else None
+    may_hold_out = rule in ("zero-shot", "concept-disjoint")
+    assert (held_out is not None) == needs_held_out or may_hold_out, (rule, held_out)
+    held_subject = held_out if rule == "leave-subject-out" or may_hold_out else None
     known = _Images(
         label=dict(zip(images["image_id"].to_pylist(), images["label"].to_pylist(), strict=True)),
         content=_content(images),
     )
     rows = _segments(segments, subjects, held_subject)
-    held_N = _held_rows(rule, rows, str(held_out)) if rule in _UNITS else np.zeros(len(rows.image_N), dtype=bool)
+    fold = _fold(rule, str(held_out)) if rule in _UNITS else None
+    held_N = np.zeros(len(rows.image_N), dtype=bool)
+    if rule in _UNITS:
+        held_N = _fold_rows(rule, rows, known, fold, seed) if fold else _held_rows(rule, rows, str(held_out))
     notes: list[str] = []
-    if rule == "published":
-        sides = _published(published, known, notes)
-    elif rule in _UNITS:
+    if rule in _UNITS and fold is None:
         sides = _leave_out(rule, rows, known, held_N, val_fraction, seed, notes)
-    elif rule == "concept-disjoint":
-        sides = _concept_disjoint(known, known.label, val_fraction, test_fraction, seed)
-    elif rule == "zero-shot":
-        sides = _zero_shot(published, known, val_fraction, seed, notes)
     else:
-        assert rule in ("by-image", "leave-subject-out", "time-purged"), f"unknown split rule {rule!r}"
-        sides = _by_image(known, known.label, val_fraction, test_fraction, seed)
+        sides = _pictures(fold.rule if fold else rule, known, published, val_fraction, test_fraction, seed, notes)
     _refuse_shared_content(rule, sides, known)
 
     side_N = np.array([sides.get(image, "") for image in rows.image_N])
     side_N[~rows.is_used_N] = ""
     if held_subject is not None:
         side_N[(rows.subject_N == held_subject) != (side_N == "test")] = ""
-    if rule in _UNITS:
+    if fold:
+        side_N[(side_N == "train") == held_N] = ""
+    elif rule in _UNITS:
         # A tested image may have been shown in other blocks as well: those segments are on no side.
         side_N[(side_N == "test") & ~held_N] = ""
     if clock.purge_s is not None:
         _purge(rows, side_N, clock.duration_s + clock.purge_s, notes)
     by_side: dict[SplitName, np.ndarray] = {side: np.flatnonzero(side_N == side) for side in SPLIT_NAMES}
-    _refuse_empty(rule, by_side, subjects)
+    # Of few tested pictures none may have been shown in a fold; that keeps nobody from training on the others.
+    _refuse_empty(rule, {side: own for side, own in by_side.items() if fold is None or side != "test"}, subjects)
     notes += _leaks(rows, side_N, known, clock)
     return Split(rows=by_side, notes=tuple(notes))
+
+
+def _pictures(
+    rule: SplitRule,
+    known: _Images,
+    published: Mapping[str, Sequence[str]],
+    val_share: float,
+    test_share: float,
+    seed: int,
+    notes: list[str],
+) -> Sides:
+    """Return the sides of rules that look at pictures alone."""
+    if rule == "published":
+        return _published(published, known, notes)
+    if rule == "concept-disjoint":
+        return _concept_disjoint(known, known.label, val_share, test_share, seed)
+    if rule == "zero-shot":
+        return _zero_shot(published, known, val_share, seed, notes)
+    assert rule in ("by-image", "leave-subject-out", "time-purged"), f"unknown split rule {rule!r}"
+    return _by_image(known, known.label, val_share, test_share, seed)
 
 
 def _content(images: pa.Table) -> dict[str, str]:
@@ -197,8 +233,7 @@ def _leave_out(
     return sides
 
 
-def _held_rows(rule: SplitRule, rows: _Segments, held_out: str) -> np.ndarray:
-    """Return which rows belong to the block or session held out."""
+def _unit_numbers(rule: SplitRule, rows: _Segments) -> np.ndarray:
     unit = _UNITS[rule]
     number_N = rows.block_N if unit == "block" else rows.session_N
     if (number_N[rows.is_used_N] < 0).any():
@@ -206,6 +241,46 @@ def _held_rows(rule: SplitRule, rows: _Segments, held_out: str) -> np.ndarray:
             f"data.split {rule} needs the {unit} of every segment, but some are unknown (-1) in this data "
             f"set; choose another rule, or ingest from a source that tells the {unit}s"
         )
+    return number_N
+
+
+def _fold(rule: SplitRule, held_out: str) -> _Fold | None:
+    """Return the fold that `held_out` names, or None where it names a block or session."""
+    found = _FOLD.fullmatch(held_out)
+    if found is None:
+        return None
+    number, count, base = int(found[1]), int(found[2]), found[3] or "by-image"
+    if not 1 <= number <= count or count < 2 or base not in _BASES:
+        raise InputError(
+            f"data.held_out {held_out!r} of data.split {rule} must be a part such as 1/5 to 5/5, "
+            f"or 1/5 of {', '.join(_BASES)}"
+        )
+    return _Fold(number=number, count=count, rule=base)  # type: ignore[arg-type]
+
+
+def _fold_rows(rule: SplitRule, rows: _Segments, known: _Images, fold: _Fold, seed: int) -> np.ndarray:
+    """Return which rows belong to the fold's blocks or sessions, those of equal number whoever's they are."""
+    number_N = _unit_numbers(rule, rows)
+    shown: dict[int, Counter[int]] = defaultdict(Counter)
+    for number, image, is_used in zip(number_N.tolist(), rows.image_N, rows.is_used_N.tolist(), strict=True):
+        if is_used:
+            shown[number][known.label[image]] += 1
+    if len(shown) < fold.count:
+        raise InputError(
+            f"data.split {rule} with {fold.count} folds needs as many {_UNITS[rule]}s, but the data have {len(shown)}"
+        )
+
+    def rank(number: int) -> tuple[int, bytes]:
+        main_class = max(shown[number], key=lambda label: (shown[number][label], label))
+        return main_class, hashlib.sha256(f"fold:{seed}:{number}".encode()).digest()
+
+    # Dealt out class by class, so that blocks of one class do not all fall into one fold.
+    return np.isin(number_N, sorted(shown, key=rank)[fold.number - 1 :: fold.count])
+
+
+def _held_rows(rule: SplitRule, rows: _Segments, held_out: str) -> np.ndarray:
+    """Return which rows belong to the block or session held out."""
+    unit, number_N = _UNITS[rule], _unit_numbers(rule, rows)
     present = np.unique(number_N[rows.is_used_N]).tolist()
     if held_out not in map(str, present):
         raise InputError(

@@ -6,6 +6,7 @@ A figure is saved four times under one name: `.svg` and `.pdf` for papers (text 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,18 +27,25 @@ _NAMES = {
     "val/class_top1": "class of top-1",
     "val/loss": "validation loss",
     "train/loss": "training loss",
+    "val/accuracy": "right class",
 }
 
 
 def learning_curves(
-    history: Sequence[Mapping[str, float]], path: Path, *, chance: Mapping[str, float], metric: str = "val/top1"
+    history: Sequence[Mapping[str, float]],
+    path: Path,
+    *,
+    chance: Mapping[str, float],
+    line: Mapping[str, float] | None = None,
+    metric: str = "val/top1",
 ) -> list[Path]:
-    """Draw loss and retrieval accuracy over the passes of one run, the best pass by `metric` marked.
+    """Draw loss and accuracy over the passes of one run, the best pass by `metric` marked.
 
     Args:
         history: metrics of each pass, from the first; accuracies as shares in [0, 1].
         path: of the figure, without ending.
         chance: level of guessing of each accuracy drawn, by name of the metric.
+        line: what guessing seldom reaches, likewise; drawn for `metric`.
         metric: the one that picked the best pass.
     Returns:
         The files written.
@@ -52,12 +60,17 @@ def learning_curves(
             left.plot(passes, values[name], color=colour, marker=".", markersize=3, label=_NAMES[name])
         left.set(ylabel="loss", title="Loss")
         shares = [("val/top5", style.SKY), ("val/top1", style.BLUE), ("val/class_top1", style.ORANGE)]
+        shares.append(("val/accuracy", style.BLUE))
         for place, (name, colour) in enumerate((name, colour) for name, colour in shares if name in values):
             label = f"{_NAMES[name]} (chance {100 * chance[name]:.3g} %)"
             right.plot(passes, 100 * values[name], color=colour, marker=".", markersize=3, label=label)
             # Dashes that leave room for those of the other lines: two levels can be the same.
             right.axhline(100 * chance[name], color=colour, linestyle=(3 * place, (4, 5)), linewidth=0.9, zorder=1)
-        right.set(ylabel="accuracy (%), dashed: chance", title="Retrieval of the picture from EEG (validation)")
+        title = "Right class" if "val/accuracy" in values else "Retrieval of the picture from EEG"
+        right.set(ylabel="accuracy (%), dashed: chance", title=f"{title} (validation)")
+        if (level := (line or {}).get(metric, math.inf)) <= 1:
+            right.axhline(100 * level, color=style.RED, linestyle=":", linewidth=0.9, zorder=1)
+            right.plot([], [], ":", color=style.RED, label=f"significance line of {_NAMES[metric]}")
         right.set_ylim(bottom=0)
         for axes, is_shown in ((left, metric == "val/loss"), (right, metric != "val/loss")):
             _mark_passes(axes, len(history))
@@ -72,7 +85,12 @@ def learning_curves(
 
 
 def sweep_curves(
-    trials: Sequence[Trial], path: Path, *, chance: Mapping[str, float], metric: str = "val/top1"
+    trials: Sequence[Trial],
+    path: Path,
+    *,
+    chance: Mapping[str, float],
+    line: Mapping[str, float] | None = None,
+    metric: str = "val/top1",
 ) -> list[Path]:
     """Draw `metric` of every trial over its passes: the best one bold, those stopped early pale.
 
@@ -80,6 +98,7 @@ def sweep_curves(
         trials: best first.
         path: of the figure, without ending.
         chance: level of guessing by metric; a metric without one (a loss) gets no line.
+        line: what guessing seldom reaches in a sweep of so many trials, by metric.
         metric: what the trials were ranked by.
     Returns:
         The files written.
@@ -100,10 +119,13 @@ def sweep_curves(
             axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=width, alpha=alpha)
             mark = {"finished": ".", "stopped early": "."}.get(trial.status, "x")
             axes.plot(len(values), values[-1], mark, color=colour, alpha=alpha, markersize=4)  # where it ended
-        if metric in chance:
-            axes.axhline(100 * chance[metric], color=style.BLACK, linestyle="--", linewidth=0.8, zorder=1)
+        levels = {"chance": (chance.get(metric), "--"), "line": ((line or {}).get(metric), ":")}
+        for name, (level, dashes) in levels.items():
+            if level is None or level > 1:
+                continue
+            axes.axhline(100 * level, color=style.BLACK, linestyle=dashes, linewidth=0.8, zorder=1)
             axes.annotate(
-                f"chance {100 * chance[metric]:.3g} %", (1, 100 * chance[metric]), xytext=(2, 0), va="center",
+                f"{name} {100 * level:.3g} %", (1, 100 * level), xytext=(2, 0), va="center",
                 xycoords=("axes fraction", "data"), textcoords="offset points", annotation_clip=False,
             )  # fmt: skip
             axes.set_ylim(bottom=0)

@@ -1,4 +1,11 @@
-"""The style sheet of our pages: light and dark by the reader's setting, on screen and on paper."""
+"""Our pages: one file without scripts, light and dark by the reader's setting, on screen and on paper."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 STYLE = """
 :root {
@@ -74,7 +81,51 @@ tbody th, .plain > tr > th { font-weight: 600; white-space: nowrap; }
 .pictures img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; background: var(--tint); }
 .pictures figcaption { font-size: 12.5px; line-height: 1.25; overflow-wrap: anywhere; }
 .narrow-only { display: none; }
+.grid { margin: 0 0 26px; }
+.grid:last-child { margin-bottom: 0; }
+.grid h3, .run h3 { color: var(--ink); font-size: 16px; margin: 18px 0 4px; }
+.grid .caption { color: var(--muted); font-size: 13.5px; margin: 0 0 8px; max-width: 110ch; }
+.grid figcaption ul { list-style: none; padding: 0; margin: 8px 0 0; }
+.grid figcaption li { margin: 0 0 3px; max-width: 120ch; }
+.wide { overflow-x: auto; }
+.scores { width: auto; min-width: min(100%, 560px); font-size: 14px; }
+.scores th, .scores td { padding: 5px 10px 5px 0; }
+.scores th + th, .scores td + td, .scores th + td { padding-left: 10px; }
+.scores thead th { vertical-align: bottom; line-height: 1.25; }
+.scores thead .number { white-space: normal; }
+.scores thead tr + tr th { padding-top: 0; font-weight: 400; }
+.scores thead tr:first-child:not(:last-child) th:not([rowspan="2"]) { border-bottom: 0; }
+.scores thead tr:last-child > *, .scores thead th[rowspan="2"] { border-bottom: 1.5px solid var(--muted); }
+.scores thead th[colspan]:not([colspan="1"]) { text-align: center; }
+.scores .nowrap { white-space: nowrap; }
+.scores tbody th { white-space: normal; max-width: 44ch; overflow-wrap: break-word; }
+.grid .scores tbody th { min-width: 15ch; }
+.scores .words { text-align: left; overflow-wrap: break-word; }
+.scores small { display: block; color: var(--muted); font-size: 12px; }
+.scores .paper { color: var(--blue); }
+.scores s { color: var(--red); }
+.scores .level > * { color: var(--muted); font-weight: 400; border-bottom: 0; padding-top: 3px; padding-bottom: 3px; }
+.scores tbody tr:not(.level):has(+ .level) > * { border-bottom: 1.5px solid var(--muted); }
+.warn { color: var(--red); font-weight: 600; }
+details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; }
+pre {
+  background: var(--tint); border-radius: 8px; padding: 10px 14px; margin: 6px 0 12px; overflow-x: auto;
+  font: 13px/1.45 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
+}
+code { font: 0.9em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
+nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 14px 0 0; font-size: 14px; }
+nav a { color: var(--blue); text-decoration: none; }
 @media (max-width: 700px) {
+  .scores, .scores tbody, .scores tr, .scores th[scope] { display: block; width: 100%; max-width: none; }
+  .scores thead { display: none; }
+  .scores tr { padding: 9px 0; border-bottom: 1px solid var(--line); }
+  .scores tbody tr > *, .scores tbody tr:not(.level):has(+ .level) > * { border: 0; padding: 1px 0; }
+  .scores td { display: flex; justify-content: space-between; gap: 12px; text-align: right; white-space: normal; }
+  .scores td:empty { display: none; }
+  .scores .words { text-align: right; }
+  .scores td::before { content: attr(data-name); color: var(--muted); font-size: 13px; text-align: left; }
+  .scores small { display: inline; margin-left: 6px; }
+  .scores td > span { flex: 1; }
   main { padding: 12px 10px 40px; } header, section { padding: 16px 14px; border-radius: 10px; }
   .wide-only { display: none; } .narrow-only { display: block; }
   .maps { grid-template-columns: repeat(3, 1fr); }
@@ -88,6 +139,8 @@ tbody th, .plain > tr > th { font-weight: 600; white-space: nowrap; }
   .findings .number::before { content: attr(data-name) " "; }
 }
 @media print {
+  details:not([open]) { display: none; } nav { display: none; }
+  pre { font-size: 10.5px; }
   body { background: #fff; font-size: 13.5px; } main { max-width: none; padding: 0; }
   header, section { border-radius: 0; padding: 10px 0; border-width: 0 0 1px; }
   header { border-top-width: 6px; }
@@ -101,3 +154,29 @@ tbody th, .plain > tr > th { font-weight: 600; white-space: nowrap; }
   .badge, .dot, .scale i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
+
+
+def escaped(value: object) -> str:
+    """Return text that HTML takes for text."""
+    return html.escape(str(value))
+
+
+def section(title: str, body: str, anchor: str = "") -> str:
+    """Return a part of a page."""
+    place = f' id="{anchor}"' if anchor else ""
+    return f"<section{place}><h2>{title}</h2>{body}</section>"
+
+
+def write_page(path: Path, title: str, sections: Sequence[str]) -> Path:
+    """Write a page as one file, whole or not at all, and return its path."""
+    text = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(sections) + "\n</main></body></html>\n"
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)  # noqa: PTH105
+    return path

@@ -1,7 +1,7 @@
 """Drawings for pages: inline SVG that takes ink, lines and fonts from the page, so that it follows light and dark.
 
 A panel is drawn as wide as its place, so that its text keeps its size: `PANEL_PX` is a phone, or a third of a wide
-page. A page may let it grow, though never to more than `_MOST_PX` in height.
+page. A page may let it grow, though never to more than `_MOST_PX` (or its own height) in height.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ PANEL_PX = 360
 FEWEST_MAPPED = 8  # electrodes of a scalp map
 _MOST_PX = 320
 # Stand-ins that become the page's own colours.
-_INK, _MUTED, _LINE, _GROUND = "#010203", "#707172", "#d0d1d2", "#fdfcfb"
+INK, _MUTED, _LINE, GROUND = "#010203", "#707172", "#d0d1d2", "#fdfcfb"
 _VARIABLES = {
     style.BLUE.lower(): "var(--blue)",
-    _INK: "var(--ink)",
+    INK: "var(--ink)",
     _MUTED: "var(--muted)",
     _LINE: "var(--line)",
-    _GROUND: "var(--card)",
+    GROUND: "var(--card)",
 }
 _PX_PER_INCH = 96.0
 _STYLE = {
     "font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
-    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _MUTED, "axes.titlecolor": _INK,
-    "xtick.color": _MUTED, "ytick.color": _MUTED, "xtick.labelcolor": _INK, "ytick.labelcolor": _INK,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": _MUTED, "axes.titlecolor": INK,
+    "xtick.color": _MUTED, "ytick.color": _MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
     "grid.color": _LINE, "grid.linewidth": 0.6, "lines.linewidth": 1.4, "legend.frameon": False,
     "legend.fontsize": 8, "svg.fonttype": "none", "svg.hashsalt": "eegvision", "axes.axisbelow": True,
@@ -79,7 +79,7 @@ def panel(name: str, alt: str, height_px: float, width_px: float = PANEL_PX, *, 
         yield drawn
         file = io.StringIO()
         figure.savefig(file, format="svg", dpi=pixels * _PX_PER_INCH, metadata={"Date": None})
-    drawn.svg = _inline(file.getvalue(), name, alt, _MOST_PX * width_px / height_px)
+    drawn.svg = _inline(file.getvalue(), name, alt, max(_MOST_PX, height_px) * width_px / height_px)
 
 
 def _inline(text: str, name: str, alt: str, most_px: float) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import html
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from eegvision.ingest import quality as samples
 from eegvision.ingest.order import Audit, Finding
 from eegvision.ingest.quality import Quality
 from eegvision.report import panels
-from eegvision.report.page import STYLE
+from eegvision.report.page import escaped, section, write_page
 
 MAX_PICTURES = 24
 _THUMBNAIL_PX = 132
@@ -71,27 +69,16 @@ def quality_page(path: Path, portrait: Portrait) -> Path:
     portrait = dataclasses.replace(portrait, quality=_in_shown_unit(portrait.quality))
     sections = [
         _header(portrait),
-        _section("Order of presentation", _order(portrait)),
-        _section("What the data set is", _facts(portrait)),
-        _section("Evoked responses", _evoked(portrait)),
-        _section("Channels", _channels(portrait)),
-        _section("Samples", _amplitudes(portrait, stored_unit)),
-        _section("Classes, subjects, sessions", _counts(portrait)),
+        section("Order of presentation", _order(portrait)),
+        section("What the data set is", _facts(portrait)),
+        section("Evoked responses", _evoked(portrait)),
+        section("Channels", _channels(portrait)),
+        section("Samples", _amplitudes(portrait, stored_unit)),
+        section("Classes, subjects, sessions", _counts(portrait)),
     ]
     if portrait.pictures:
-        sections.append(_section("Sample pictures", _pictures(portrait.pictures[:MAX_PICTURES])))
-    title = f"{_text(portrait.name)}: data set quality"
-    text = (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(sections) + "\n</main></body></html>\n"
-    )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)  # noqa: PTH105
-    return path
+        sections.append(section("Sample pictures", _pictures(portrait.pictures[:MAX_PICTURES])))
+    return write_page(path, f"{portrait.name}: data set quality", sections)
 
 
 def _in_shown_unit(quality: Quality) -> Quality:
@@ -107,8 +94,10 @@ def _header(portrait: Portrait) -> str:
     told = [finding for finding in audit.findings if finding.grade != "green"]
     told.sort(key=lambda finding: finding.grade != "red")
     if told:
-        reasons = "".join(f"<li>{_text(finding.sentence)}</li>" for finding in told)
-        remedies = "".join(f"<li>{_text(remedy)}</li>" for remedy in dict.fromkeys(f.remedy for f in told if f.remedy))
+        reasons = "".join(f"<li>{escaped(finding.sentence)}</li>" for finding in told)
+        remedies = "".join(
+            f"<li>{escaped(remedy)}</li>" for remedy in dict.fromkeys(f.remedy for f in told if f.remedy)
+        )
         why = f"<div><h3>Why</h3><ul>{reasons}</ul></div><div><h3>What to do</h3><ul>{remedies}</ul></div>"
     else:
         why = f"<p>All {len(audit.findings)} checks of the order of presentation passed.</p>"
@@ -120,7 +109,7 @@ def _header(portrait: Portrait) -> str:
         f"{_count(n_bad, 'channel')} with faults somewhere."
     )
     return (
-        f'<header class="{audit.grade}"><p class="eyebrow">Data set quality</p><h1>{_text(portrait.name)}</h1>'
+        f'<header class="{audit.grade}"><p class="eyebrow">Data set quality</p><h1>{escaped(portrait.name)}</h1>'
         f'<p class="size">{size}</p><div class="verdict"><span class="badge">{audit.grade}</span>'
         f'<strong>{_VERDICTS[audit.grade]}</strong></div><div class="why">{why}</div></header>'
     )
@@ -147,7 +136,7 @@ def _finding(finding: Finding) -> str:
     numbers = "".join(f'<td class="number" data-name="{name}">{text}</td>' for name, text in cells)
     return (
         f'<tr class="{finding.grade}"><td class="check"><span class="dot" title="{finding.grade}"></span>'
-        f"{_text(finding.check)}</td><td>{_text(finding.sentence)}</td>{numbers}</tr>"
+        f"{escaped(finding.check)}</td><td>{escaped(finding.sentence)}</td>{numbers}</tr>"
     )
 
 
@@ -178,7 +167,7 @@ def _staircase(portrait: Portrait) -> str:
     drawn = _fitted(
         1, lambda end, width: panels.class_over_time(f"order{end}", place_N, label_N, list(edges), n_classes, width)
     )
-    where = f"{_text(subject)}, session {session}" if session != "-1" else _text(subject)
+    where = f"{escaped(subject)}, session {session}" if session != "-1" else escaped(subject)
     caption = f"Each dot is a presentation ({where}). Classes in blocks make a staircase, mixed classes a cloud."
     if len(edges):
         caption += " Lines part the blocks." if len(edges) <= 120 else ""
@@ -186,18 +175,18 @@ def _staircase(portrait: Portrait) -> str:
 
 
 def _facts(portrait: Portrait) -> str:
-    rows = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v.strip('`'))}</td></tr>" for k, v in portrait.facts.items())
+    rows = "".join(f"<tr><th>{escaped(k)}</th><td>{escaped(v.strip('`'))}</td></tr>" for k, v in portrait.facts.items())
     dropped = {reason: count for reason, count in sorted(portrait.dropped.items()) if count}
     if dropped:
         left_out = "".join(
-            f'<tr><td>{_text(reason)}</td><td class="number">{n:,}</td></tr>' for reason, n in dropped.items()
+            f'<tr><td>{escaped(reason)}</td><td class="number">{n:,}</td></tr>' for reason, n in dropped.items()
         )
         left_out = f'<table class="plain">{left_out}</table>'
     else:
         left_out = "<p>Nothing.</p>"
-    notes = "".join(f"<li>{_text(note)}</li>" for note in portrait.notes)
+    notes = "".join(f"<li>{escaped(note)}</li>" for note in portrait.notes)
     notes = f"<h3>To know</h3><ul>{notes}</ul>" if notes else ""
-    steps = "".join(f"<li>{_text(step)}</li>" for step in portrait.steps)
+    steps = "".join(f"<li>{escaped(step)}</li>" for step in portrait.steps)
     steps = f"<h3>Steps so far</h3><ol>{steps}</ol>" if steps else ""
     table = f'<table class="plain">{rows}</table>'
     return f'<div class="columns"><div>{table}</div><div><h3>Left out</h3>{left_out}{notes}{steps}</div></div>'
@@ -301,7 +290,7 @@ def _channels(portrait: Portrait) -> str:
         parts.append(f'<div class="maps single">{head}{_scale(low, high, unit, "sequential")}</div>')
     if found.bad:
         rows = "".join(
-            f"<tr><th>{_text(entry.channel)}</th><td>{_text(entry.reason)}</td><td>{_where(entry.visits)}</td></tr>"
+            f"<tr><th>{escaped(entry.channel)}</th><td>{escaped(entry.reason)}</td><td>{_where(entry.visits)}</td></tr>"
             for entry in sorted(found.bad, key=lambda entry: (entry.channel, entry.reason))
         )
         listed = (
@@ -318,7 +307,7 @@ def _where(visits: Sequence[str]) -> str:
     if not visits:
         return "everywhere"
     more = f" and {len(visits) - 3} more" if len(visits) > 3 else ""
-    return _text("; ".join(visits[:3]) + more)
+    return escaped("; ".join(visits[:3]) + more)
 
 
 def _amplitudes(portrait: Portrait, stored_unit: str) -> str:
@@ -377,7 +366,7 @@ def _counts(portrait: Portrait) -> str:
         parts.append('<p class="missing">The pictures have no classes.</p>')
     counts = quality.n_G.tolist()
     rows = [
-        f'<tr><td>{_text(subject)}</td><td class="number">{session if session >= 0 else "?"}</td>'
+        f'<tr><td>{escaped(subject)}</td><td class="number">{session if session >= 0 else "?"}</td>'
         f'<td class="number">{n:,}</td></tr>'
         for (subject, session), n in zip(quality.visits, counts, strict=True)
     ]
@@ -402,8 +391,8 @@ def _span(least: int, most: int) -> str:
 
 def _pictures(pictures: Sequence[tuple[str, bytes]]) -> str:
     figures = "".join(
-        f'<figure><img alt="{_text(caption)}" src="{_thumbnail(encoded)}">'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
+        f'<figure><img alt="{escaped(caption)}" src="{_thumbnail(encoded)}">'
+        f"<figcaption>{escaped(caption)}</figcaption></figure>"
         for caption, encoded in pictures
     )
     return f'<div class="pictures">{figures}</div>'
@@ -418,14 +407,6 @@ def _thumbnail(encoded: bytes) -> str:
     file = io.BytesIO()
     small.save(file, "JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
 
 
 def _count(n: int, noun: str) -> str:

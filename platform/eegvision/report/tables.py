@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from eegvision.config import RunConfig
-from eegvision.evaluate.statistics import binomial_p
+from eegvision.evaluate.statistics import significance_line
 from eegvision.ingest.shards import Manifest
+from eegvision.overrides import flatten
 
 _TABLE_COLUMNS = 120
 # How the entries of a preparation step are said.
@@ -42,14 +42,17 @@ class Trial(Protocol):
 
 
 def sweep_table(
-    trials: Sequence[Trial], *, metric: str, chance: Mapping[str, float], n_segments: int, n_images: int
+    trials: Sequence[Trial],
+    *,
+    metric: str,
+    chance: Mapping[str, float],
+    n_segments: int,
+    n_images: int,
+    p: Mapping[int, float] | None = None,
 ) -> str:
-    """Return the ranked trials as text of at most 120 columns, with the level of guessing in the last row.
+    """Return the ranked trials as text of at most 120 columns; last comes what guessing scores, and seldom scores.
 
-        p = P(X >= floor(a n)), X ~ Binomial(n, chance)        a = top-1 accuracy, n = number of validation pictures
-
-    Segments of one picture count as one observation here, so p errs on the safe side. It holds for a trial by
-    itself; the best of many is flattered by the choice, and the text says so.
+    The significance line is that of `statistics.significance_line` over pictures, divided among all trials.
 
     Args:
         trials: best first.
@@ -57,31 +60,37 @@ def sweep_table(
         chance: level of guessing by metric.
         n_segments: validation segments.
         n_images: validation pictures (the gallery).
+        p: by number of the trial, corrected for having tried them all (`nulls.answer_permutation`).
     """
+    p = p or {}
     scored = [trial for trial in trials if trial.metrics]
     columns = [
-        ["rank", *[str(rank) for rank in range(1, len(scored) + 1)], *["-"] * (len(trials) - len(scored)), ""],
-        ["trial", *[str(trial.number) for trial in trials], ""],
-        ["status", *[trial.status for trial in trials], "chance"],
-        ["passes", *[str(trial.passes) for trial in trials], ""],
+        ["rank", *[str(rank) for rank in range(1, len(scored) + 1)], *["-"] * (len(trials) - len(scored)), "", ""],
+        ["trial", *[str(trial.number) for trial in trials], "", ""],
+        ["status", *[trial.status for trial in trials], "chance", "line"],
+        ["passes", *[str(trial.passes) for trial in trials], "", ""],
     ]
-    for name, head in (("val/top1", "top-1 %"), ("val/top5", "top-5 %"), ("val/class_top1", "class %")):
+    heads = {"val/top1": "top-1 %", "val/top5": "top-5 %", "val/class_top1": "class %", "val/accuracy": "right %"}
+    for name, head in heads.items():
         if any(name in trial.metrics for trial in trials):
             cells = [f"{100 * trial.metrics[name]:.1f}" if name in trial.metrics else "-" for trial in trials]
-            columns.append([head, *cells, f"{100 * chance[name]:.1f}"])
-        if name == "val/top1":
-            columns.append(["p", *[_p_text(trial.metrics, n_images, chance[name]) for trial in trials], ""])
+            line = significance_line(n_images, chance[name], comparisons=len(trials))
+            columns.append([head, *cells, f"{100 * chance[name]:.1f}", f"{100 * line:.1f}" if line <= 1 else "-"])
+            if name in ("val/top1", "val/accuracy") and p:
+                columns.append(["p", *[_p_text(p.get(trial.number)) for trial in trials], "", ""])
     if metric == "val/loss":
-        columns.append(["loss", *[f"{t.metrics[metric]:.3f}" if t.metrics else "-" for t in trials], ""])
-    columns.append(["time", *[_clock(trial.seconds) for trial in trials], ""])
+        columns.append(["loss", *[f"{t.metrics[metric]:.3f}" if t.metrics else "-" for t in trials], "", ""])
+    columns.append(["time", *[_clock(trial.seconds) for trial in trials], "", ""])
     left_out = []
     for head, cells in _varying(trials).items():
         fits = sum(_width(column) + 2 for column in columns) + _width([head, *cells]) <= _TABLE_COLUMNS
-        columns.append([head, *cells, ""]) if fits and not left_out else left_out.append(head)
+        columns.append([head, *cells, "", ""]) if fits and not left_out else left_out.append(head)
     notes = [
         f"{n_segments} validation segments of {n_images} pictures; best first by {metric}, each trial at its best pass",
-        f"p: this many hits by guessing among {n_images} pictures, for one trial by itself; the first of {len(trials)} "
-        "was chosen on these very pictures, so only the test set can confirm it",
+        f"line: what guessing reaches in 5 % of sweeps of {len(trials)} trials"
+        + (f"; p: pictures trade identities, corrected for all {len(trials)} trials" if p else "")
+        + ". Each trial's best pass, and the first trial, were chosen on these very pictures: only the test set can "
+        "confirm them (jobs/evaluate.py)",
         *[f"trial {trial.number} {trial.status}: {trial.message}" for trial in trials if trial.message],
     ]
     if left_out:
@@ -171,35 +180,42 @@ def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:
     return [rows[0], "-" * max(map(len, rows)), *rows[1:]]
 
 
-def _varying(trials: Sequence[Trial]) -> dict[str, list[str]]:
-    """Return the settings that differ between trials as {heading: a value per trial}, the main ones first."""
+def varied(trials: Sequence[Trial]) -> dict[str, list[Any]]:
+    """Return the settings that were set apart in some trials as {path: a value per trial}, the main ones first.
+
+    What only follows from another choice is left out (a loss brings its own temperature), and so is a setting that
+    repeats another one (both embeddings have one size). A trial without the setting has None.
+    """
     flat = [trial.config.flat() for trial in trials]
-    # What was set apart, not what follows from it: a loss brings its own temperature.
-    given = [
-        {
-            f"{group}.{name}": value
-            for group, own in trial.config.to_dict().items()
-            if group != "seed"
-            for name, value in own.items()
-        }
-        | {"seed": trial.config.seed}
-        for trial in trials
-    ]
+    given = [flatten(trial.config.to_dict()) for trial in trials]
     main = ["eeg.encoder", "image.encoder", "eeg.embed_dim", "loss.name", "optim.lr"]
-    paths = [*main, *[path for path in dict.fromkeys(path for own in flat for path in own) if path not in main]]
-    found: dict[str, list[str]] = {}
-    for path in paths:
-        values = [_short(own.get(path)) for own in flat]
-        if (
-            len({str(own[path]) for own in given}) > 1 and values not in found.values()
-        ):  # both embed_dim are always the same
-            group, _, name = path.rpartition(".")
-            head = group if name in ("encoder", "name") else name.replace("embed_dim", "dim")
-            found[path if head in found else head] = values
+    found: dict[str, list[Any]] = {}
+    for path in [*main, *[path for path in dict.fromkeys(path for own in flat for path in own) if path not in main]]:
+        values = [own.get(path) for own in flat]
+        if len({str(own[path]) for own in given}) > 1 and values not in found.values():
+            found[path] = values
     return found
 
 
-def _short(value: object) -> str:
+def setting_name(path: str) -> str:
+    """Return a short heading for a setting: `eeg` for `eeg.encoder`, `dim`, `loss`, else the name without its group."""
+    group, _, name = path.rpartition(".")
+    return group if name in ("encoder", "name") else name.replace("embed_dim", "dim")
+
+
+def _varying(trials: Sequence[Trial]) -> dict[str, list[str]]:
+    """Return what varies between trials as {heading: a text per trial}."""
+    found: dict[str, list[str]] = {}
+    for path, values in varied(trials).items():
+        texts = list(map(short, values))
+        if texts not in found.values():
+            head = setting_name(path)
+            found[path if head in found else head] = texts
+    return found
+
+
+def short(value: object) -> str:
+    """Return a setting's value in few characters."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -213,11 +229,9 @@ def _short(value: object) -> str:
     return str(value)
 
 
-def _p_text(metrics: Mapping[str, float], n_images: int, chance: float) -> str:
-    if not metrics:
+def _p_text(p: float | None) -> str:
+    if p is None:
         return "-"
-    # A share of 3/40 times 40 can come out just below 3.
-    p = binomial_p(math.floor(metrics["val/top1"] * n_images + 1e-9), n_images, chance)
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -44,13 +44,15 @@ class _Window:
 class Batch:
     """Paired EEG and images of one optimiser step (this worker's part of it).
 
-    `eeg_BCT` is normalised float32; `image_B3HW` float32 with ImageNet's mean and standard deviation taken out;
-    `image_B`, `row_B` are rows of the store's images and samples; `subject_B` counts `Store.trained_subjects`, -1 for
-    one that is not in training; `label_B` is -1 where there is no class.
+    `eeg_BCT` is normalised float32; `image_BX` float32: pixels [B,3,H,W] with ImageNet's mean and standard deviation
+    taken out, or frozen features [B,F], or None where nobody asked for either; `text_BF` features of a text for each
+    image, where there are any. `image_B`, `row_B` are rows of the store's images and samples; `subject_B` counts
+    `Store.trained_subjects`, -1 for one that is not in training; `label_B` is -1 where there is no class.
     """
 
     eeg_BCT: torch.Tensor
-    image_B3HW: torch.Tensor
+    image_BX: torch.Tensor | None
+    text_BF: torch.Tensor | None
     image_B: torch.Tensor
     label_B: torch.Tensor
     subject_B: torch.Tensor
@@ -66,6 +68,9 @@ class Batches:
     a time, and who reads what depends on `world` too. Validation: stored order, nothing left out, each worker a
     contiguous share.
 
+    Images come as features [M,F], one row for every image of the store, where these are given; else as pixels, where
+    there is a `size_px`; else not at all. Texts come as features alone.
+
     Raises:
         InputError: the side has too few segments, or the batch cannot be shared equally.
     """
@@ -76,9 +81,11 @@ class Batches:
         split_name: SplitName,
         *,
         config: DataConfig,
-        size_px: int,
+        size_px: int | None,
         batch_size: int,
         seed: int,
+        feature_MF: np.ndarray | None = None,
+        text_MF: np.ndarray | None = None,
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
@@ -87,7 +94,8 @@ class Batches:
         import torch
 
         assert 0 <= rank < world, (rank, world)
-        assert store.images_M3HH.shape[-1] == round(RESIZE * size_px), "the store was loaded for another input size"
+        for array_MF in (feature_MF, text_MF):
+            assert array_MF is None or len(array_MF) == len(store.image_id_M), "features must have a row for each image"
         self.store = store
         self.device = torch.device(device)
         self._rows = store.split.rows[split_name]
@@ -95,14 +103,19 @@ class Batches:
         self._size_px = size_px
         number_of = {name: number for number, name in enumerate(store.trained_subjects)}
         self._subject_N = np.array([number_of.get(name, -1) for name in store.subject_N.tolist()], dtype=np.int64)
-        self._has_ten_crops = training and config.crops == "ten"
+        has_pixels = feature_MF is None and size_px is not None
+        self._has_ten_crops = training and has_pixels and config.crops != "centre"
         if training:
             _check_sizes(len(self._rows), batch_size, world)
         self._local = batch_size // world if training else max(1, batch_size // world)
         self._n_steps = len(self._rows) // batch_size
 
-        eeg_home, image_home = _homes(store, config.residency, self.device)
-        self._images = _tensor(store.images_M3HH).to(image_home)
+        picture_MX = _pictures(store, size_px) if has_pixels else feature_MF
+        arrays = [array for array in (picture_MX, text_MF) if array is not None]
+        eeg_home, image_home = _homes(store, sum(array.nbytes for array in arrays), config.residency, self.device)
+        self._image_MX, self._text_MF = (
+            None if array is None else _tensor(array).to(image_home) for array in (picture_MX, text_MF)
+        )
         self._eeg = None if store.eeg_NCT is None else _tensor(store.eeg_NCT).to(eeg_home)
         if self._eeg is None:
             self._pieces = reading.among(store.pieces, store.repeats.first_N[self._rows])
@@ -121,6 +134,11 @@ class Batches:
         return "device" if self._eeg.device.type == self.device.type else "host"
 
     @property
+    def n_features(self) -> int:
+        """Number of features of an image; 0 where images come as pixels or not at all."""
+        return 0 if self._image_MX is None or self._image_MX.ndim != 2 else self._image_MX.shape[1]
+
+    @property
     def n_images(self) -> int:
         """Number of different images on this side, over all workers."""
         return len(np.unique(self.store.image_N[self._rows]))
@@ -135,13 +153,14 @@ class Batches:
         return map(self._moved, batches)
 
     def images(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (image_B3HW, image_B) over every different image of this side once, central crop, on every worker."""
+        """Yield (image_BX, image_B) over every different image of this side once, central crop, on every worker."""
         import torch
 
+        assert self._image_MX is not None, "batches without images have no galleries"
         image_M = np.unique(self.store.image_N[self._rows])
         for image_B in np.split(image_M, range(batch_size, len(image_M), batch_size)):
-            view_B3HW = self._cropped(image_B, np.full(len(image_B), _CENTRE))
-            yield view_B3HW.to(self.device), torch.from_numpy(image_B).to(self.device)
+            view_BX = self._seen(image_B, np.full(len(image_B), _CENTRE))
+            yield view_BX.to(self.device), torch.from_numpy(image_B).to(self.device)
 
     def _share(self) -> np.ndarray:
         return np.array_split(self._rows, self._world)[self._rank]
@@ -224,20 +243,26 @@ class Batches:
         image_B = self.store.image_N[row_B]
         return Batch(
             eeg_BCT=eeg_BCT,
-            image_B3HW=self._cropped(image_B, crop_B),
+            image_BX=None if self._image_MX is None else self._seen(image_B, crop_B),
+            text_BF=None if self._text_MF is None else _rows(self._text_MF, image_B),
             image_B=torch.from_numpy(image_B),
             label_B=torch.from_numpy(self.store.label_N[row_B]),
             subject_B=torch.from_numpy(self._subject_N[row_B]),
             row_B=torch.tensor(row_B),
         )
 
-    def _cropped(self, image_B: np.ndarray, crop_B: np.ndarray) -> torch.Tensor:
-        crop = crop_by_slices if self._images.device.type == "cpu" else crop_by_index
-        pixel_B3HW = crop(self._images, image_B, crop_B, self._size_px)
+    def _seen(self, image_B: np.ndarray, crop_B: np.ndarray) -> torch.Tensor:
+        assert self._image_MX is not None
+        if self._image_MX.ndim == 2:
+            return _rows(self._image_MX, image_B)
+        assert self._size_px is not None
+        crop = crop_by_slices if self._image_MX.device.type == "cpu" else crop_by_index
+        pixel_B3HW = crop(self._image_MX, image_B, crop_B, self._size_px)
         return pixel_B3HW.sub_(self._mean_311).mul_(self._scale_311)
 
     def _moved(self, batch: Batch) -> Batch:
-        return Batch(**{name: tensor.to(self.device, non_blocking=True) for name, tensor in vars(batch).items()})
+        moved = {name: part.to(self.device, non_blocking=True) for name, part in _parts(batch).items()}
+        return replace(batch, **moved)
 
 
 def crop_by_slices(images_M3HH: torch.Tensor, image_B: np.ndarray, crop_B: np.ndarray, size_px: int) -> torch.Tensor:
@@ -291,11 +316,11 @@ def _mean(eeg_RCT: torch.Tensor, samples: Repeats, cut: Cut) -> torch.Tensor:
     index = torch.from_numpy(row_BK).to(eeg_RCT.device)
     weight = torch.from_numpy(weight_BK).to(eeg_RCT.device)
     eeg_BCT = torch.einsum("bkct,bk->bct", eeg_RCT[index], weight)
-    if cut.normalise == "none":
-        return eeg_BCT
-    centred_BCT = (eeg_BCT - eeg_BCT.mean(dim=-1, keepdim=True, dtype=torch.float64)).float()
-    std_BC1 = centred_BCT.square().mean(dim=-1, keepdim=True).sqrt()
-    return centred_BCT / std_BC1.where(std_BC1 > 0, 1.0)
+    if cut.normalise == "segment-zscore":
+        centred_BCT = (eeg_BCT - eeg_BCT.mean(dim=-1, keepdim=True, dtype=torch.float64)).float()
+        std_BC1 = centred_BCT.square().mean(dim=-1, keepdim=True).sqrt()
+        eeg_BCT = centred_BCT / std_BC1.where(std_BC1 > 0, 1.0)
+    return eeg_BCT if cut.band_TT is None else eeg_BCT @ torch.tensor(cut.band_TT, device=eeg_BCT.device)
 
 
 def _read_window(window: _Window, cut: Cut) -> Rows:
@@ -330,9 +355,12 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 def _pinned(batch: Batch) -> Batch:
     """Copy what is not on the device to memory that it can fetch from by itself."""
-    return Batch(
-        **{name: part.pin_memory() if part.device.type == "cpu" else part for name, part in vars(batch).items()}
-    )
+    return replace(batch, **{name: part.pin_memory() for name, part in _parts(batch).items() if part.is_cpu})
+
+
+def _parts(batch: Batch) -> dict[str, Any]:
+    """Return what there is of a batch."""
+    return {name: part for name, part in vars(batch).items() if part is not None}
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
@@ -346,7 +374,20 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array)
 
 
-def _homes(store: Store, residency: str, device: torch.device) -> tuple[torch.device, torch.device]:
+def _pictures(store: Store, size_px: int | None) -> np.ndarray:
+    assert store.images_M3HH is not None, "the store was loaded without pictures"
+    assert size_px is not None
+    assert store.images_M3HH.shape[-1] == round(RESIZE * size_px), "the store was loaded for another input size"
+    return store.images_M3HH
+
+
+def _rows(array_MF: torch.Tensor, row_B: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return array_MF.index_select(0, torch.from_numpy(row_B).to(array_MF.device))
+
+
+def _homes(store: Store, image_bytes: int, residency: str, device: torch.device) -> tuple[torch.device, torch.device]:
     """Return where the EEG and the images stay: on the device as far as they fit (asked for: in any case)."""
     import torch
 
@@ -355,10 +396,10 @@ def _homes(store: Store, residency: str, device: torch.device) -> tuple[torch.de
         return cpu, cpu
     room = _DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     eeg_bytes = 0 if store.eeg_NCT is None else store.eeg_NCT.nbytes
-    fits_all = eeg_bytes + store.images_M3HH.nbytes <= room
+    fits_all = eeg_bytes + image_bytes <= room
     if residency == "device" or (residency == "auto" and fits_all):
         return device, device
-    return cpu, device if store.images_M3HH.nbytes <= room else cpu
+    return cpu, device if image_bytes <= room else cpu
 
 
 def _check_sizes(n_rows: int, batch_size: int, world: int) -> None:
