@@ -105,10 +105,15 @@ def _grade(found: Sequence[Run], warnings: Sequence[str]) -> str:
 
 
 def _findings(found: Sequence[Run]) -> list[str]:
-    """Return the best score of each table on the test side in a sentence, as HTML."""
+    """Return what each table says of the test side in a sentence, as HTML; to name the best is to choose on test."""
     sentences = []
     for board in boards(found):
         if "(test)" not in board.table.title or not board.dots:
+            continue
+        if len(board.dots) > 1:
+            values = [dot.value for dot in board.dots]
+            span = f"{percent(min(values))} to {percent(max(values))} %"
+            sentences.append(f"{escaped(board.table.title)}: {len(values)} models, {escaped(board.metric)} {span}")
             continue
         best = board.dots[0]
         interval = "" if best.low is None else f" [{percent(best.low)}, {percent(best.high)}]"
