@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import _checkout  # noqa: F401  (before eegvision)
 import tyro
+from _trainings import Trainings
 
 from eegvision.cli import print_line, run_job
 from eegvision.config import EegEncoderName, RunConfig
@@ -49,14 +50,7 @@ class Options:
     """EEG encoders."""
     gallery: Literal["exact-image", "class-centre", "class-centre-without-stimulus"] = "exact-image"
     """What is retrieved: the picture that was shown, or its class."""
-    seeds: int = 3
-    """Trainings of each configuration, from `seed` on."""
-    cpus_per_training: float = 1.0
-    """CPUs of each training."""
-    gpus_per_training: float | None = None
-    """GPUs of each training, fractions allowed; by default 1 where the cluster has GPUs."""
-    again: str | None = None
-    """Why the test set is opened although other models of this run were scored on it; goes into the ledger."""
+    trainings: Annotated[Trainings, tyro.conf.arg(name="")] = field(default_factory=Trainings)
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: RunConfig().with_overrides(PUBLISHED)
     )
@@ -68,8 +62,8 @@ def main(options: Options) -> None:
     from eegvision.study import ensure_demo
     from eegvision.vocab import InputError
 
-    if options.seeds < 1 or not options.settings or not options.eegs:
-        raise InputError("give at least one seed, one setting and one EEG encoder")
+    if not options.settings or not options.eegs:
+        raise InputError("give at least one setting and one EEG encoder")
     run = options.run
     ensure_demo(run.data.dataset, print_line)
     if run.data.split == "by-image":
@@ -80,10 +74,10 @@ def main(options: Options) -> None:
         settings=options.settings,
         eegs=options.eegs,
         gallery=options.gallery,
-        n_seeds=options.seeds,
-        cpus=options.cpus_per_training,
-        gpus=options.gpus_per_training,
-        again=options.again,
+        n_seeds=options.trainings.seeds,
+        cpus=options.trainings.cpus_per_training,
+        gpus=options.trainings.gpus_per_training,
+        again=options.trainings.again,
         say=print_line,
     )
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import _checkout  # noqa: F401  (before eegvision)
 import tyro
+from _trainings import Trainings
 
 from eegvision.cli import print_line, run_job
 from eegvision.config import EegEncoderName, ImageEncoderName, RunConfig
@@ -42,14 +43,7 @@ class Options:
     """Image encoders."""
     eegs: tuple[EegEncoderName, ...] = ("palazzo-lstm", "palazzo-gru")
     """EEG encoders."""
-    seeds: int = 3
-    """Trainings of each configuration, from `seed` on."""
-    cpus_per_training: float = 1.0
-    """CPUs of each training."""
-    gpus_per_training: float | None = None
-    """GPUs of each training, fractions allowed; by default 1 where the cluster has GPUs."""
-    again: str | None = None
-    """Why the test set is opened although other models of this run were scored on it; goes into the ledger."""
+    trainings: Annotated[Trainings, tyro.conf.arg(name="")] = field(default_factory=Trainings)
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: RunConfig().with_overrides(PUBLISHED)
     )
@@ -61,8 +55,8 @@ def main(options: Options) -> None:
     from eegvision.study import ensure_demo
     from eegvision.vocab import InputError
 
-    if not options.tables or options.seeds < 1:
-        raise InputError("give at least one table and one seed")
+    if not options.tables:
+        raise InputError("give at least one table: I, II or III")
     ensure_demo(options.run.data.dataset, print_line)
     palazzo.run(
         options.name or f"palazzo-{Path(options.run.data.dataset).name}",
@@ -70,10 +64,10 @@ def main(options: Options) -> None:
         parts=options.tables,
         images=options.images,
         eegs=options.eegs,
-        n_seeds=options.seeds,
-        cpus=options.cpus_per_training,
-        gpus=options.gpus_per_training,
-        again=options.again,
+        n_seeds=options.trainings.seeds,
+        cpus=options.trainings.cpus_per_training,
+        gpus=options.trainings.gpus_per_training,
+        again=options.trainings.again,
         say=print_line,
     )
 

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import _checkout  # noqa: F401  (before eegvision)
 import tyro
+from _trainings import Trainings
 
 from eegvision.cli import print_line, run_job
 from eegvision.config import RunConfig
@@ -48,14 +49,7 @@ class Options:
     """Channel sets."""
     normalised: tuple[Literal["both", "image"], ...] = ("both", "image")
     """Embeddings brought to unit length in the loss."""
-    seeds: int = 3
-    """Trainings of each combination, from `seed` on."""
-    cpus_per_training: float = 1.0
-    """CPUs of each training."""
-    gpus_per_training: float | None = None
-    """GPUs of each training, fractions allowed; by default 1 where the cluster has GPUs."""
-    again: str | None = None
-    """Why the test set is opened although other models of this run were scored on it; goes into the ledger."""
+    trainings: Annotated[Trainings, tyro.conf.arg(name="")] = field(default_factory=Trainings)
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(
         default_factory=lambda: RunConfig().with_overrides(TRAINING)
     )
@@ -65,10 +59,7 @@ def main(options: Options) -> None:
     """Make the features, train what is missing, score all of it, print the tables."""
     from eegvision.recipes import nice, targets
     from eegvision.study import ensure_demo
-    from eegvision.vocab import InputError
 
-    if options.seeds < 1:
-        raise InputError(f"--seeds {options.seeds}: give at least one")
     run = options.run
     ensure_demo(run.data.dataset, print_line)
     if run.data.split == "by-image":
@@ -82,10 +73,10 @@ def main(options: Options) -> None:
             channels=options.channels,
             normalised=options.normalised,
         ),
-        n_seeds=options.seeds,
-        cpus=options.cpus_per_training,
-        gpus=options.gpus_per_training,
-        again=options.again,
+        n_seeds=options.trainings.seeds,
+        cpus=options.trainings.cpus_per_training,
+        gpus=options.trainings.gpus_per_training,
+        again=options.trainings.again,
         say=print_line,
     )
 
