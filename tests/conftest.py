@@ -1,5 +1,6 @@
 """What many tests share: a home of their own, one small data set, one local Ray for the whole session."""
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -34,6 +35,37 @@ def tiny_dataset(session_home: Path) -> Path:
     root = session_home / "datasets" / "tiny"
     assemble.write(root, simulate.simulate(simulate.PRESETS["tiny"], "tiny"), rows_per_shard=100)
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_dataset: Path, session_home: Path) -> Path:
+    """The run `tiny-run`: a joint model (TSConv, small CNN at 32 px) trained on `tiny` for three passes."""
+    from eegvision import distributed, trials
+    from eegvision.config import RunConfig
+
+    assert tiny_dataset.name == "tiny"
+    config = RunConfig().with_overrides(
+        {
+            "data.dataset": "tiny",
+            "data.val_fraction": 0.25,
+            "data.test_fraction": 0.25,
+            "eeg.encoder": "tsconv",
+            "eeg.embed_dim": 16,
+            "image.embed_dim": 16,
+            "image.size_px": 32,
+            "loss.name": "info_nce",
+            "train.max_passes": 3,
+            "train.batch_size": 16,
+        }
+    )
+    run = session_home / "runs" / "tiny-run"
+    own = run / "trials" / "tiny-run-001"
+    own.mkdir(parents=True)
+    (own / "trial.json").write_text(json.dumps({"number": 1, "suggested": {}, "fingerprint": config.fingerprint()}))
+    distributed.fit_here(config, own, lambda _: None, cpus=1.0)
+    trials.write_end(own, "finished")
+    (run / "best.json").write_text(json.dumps({"trial": own.name, "number": 1}))
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ LAYERS = [
     {"distributed", "trials"},
     {"sweep", "report", "grid", "assess"},
     {"intake"},
-    {"study", "audits", "recipes"},
+    {"study", "audits", "recipes", "inspection"},
 ]
 WALLS = {
     "ray": {"cluster", "stream", "distributed", "sweep", "fanout"},

@@ -52,10 +52,10 @@ def side_sha256(store: Store, side: SplitName) -> str:
     return hashlib.sha256(repr((store.manifest.name, shown)).encode()).hexdigest()
 
 
-def open_store(config: RunConfig, *, repetitions: int | None = None) -> Store:
+def open_store(config: RunConfig, *, repetitions: int | None = None, has_pictures: bool = True) -> Store:
     """Return the data of a run, with this many presentations averaged outside training (None: as in the run)."""
     data = config.data if repetitions is None else replace(config.data, val_repetitions=repetitions)
-    return stream.load_store(data, distributed.picture_px(config))
+    return stream.load_store(data, distributed.picture_px(config) if has_pictures else None)
 
 
 @torch.no_grad()
@@ -95,15 +95,21 @@ def embed(model: JointModel, store: Store, side: SplitName, *, batch_size: int =
 
 
 def side_batches(
-    config: RunConfig, store: Store, side: SplitName, *, batch_size: int, device: torch.device | str = "cpu"
+    config: RunConfig,
+    store: Store,
+    side: SplitName,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    has_images: bool = True,
 ) -> Batches:
     """Return all samples of a side in stored order, pictures (or frozen features) as in validation."""
     return Batches(
         store,
         side,
         config=config.data,
-        size_px=distributed.picture_px(config),
-        feature_MF=features.image_features(config),
+        size_px=distributed.picture_px(config) if has_images else None,
+        feature_MF=features.image_features(config) if has_images else None,
         batch_size=batch_size,
         seed=config.seed,
         device=device,

@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eegvision import checkpoint, cluster, ledger, runs, stream, trials
-from eegvision.assess.embedding import Embedded, embed, open_store, side_sha256
+from eegvision import cluster, runs
+from eegvision.assess.embedding import Embedded, embed
 from eegvision.assess.probing import probe
 from eegvision.assess.retrieving import zero_shot_scores
 from eegvision.assess.scores import Evaluation, Question
+from eegvision.assess.selected import Selected, open_test
 from eegvision.config import RunConfig
 from eegvision.encoders.joint import JointModel
 from eegvision.fanout import spread
@@ -62,13 +63,9 @@ def _circumstances(config: RunConfig, store: Store, asked: Embedded) -> dict[str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """One trial to score; all a process needs to know."""
+class Task(Selected):
+    """One model to score."""
 
-    run: Path
-    trial: Path
-    checkpoint: Path
-    model_sha256: str
     side: SplitName
     question: Question
     opening: dict[str, Any] | None = None
@@ -108,9 +105,10 @@ def score_trials(
     Raises:
         InputError: a trial has no checkpoint, the data set has changed, or the test set was opened before.
     """
-    tasks = [_task(run, folder, side, question) for folder in trial_folders]
+    tasks = [Task.of(run, folder, side=side, question=question) for folder in trial_folders]
     if side == "test":
-        tasks = _opened(tasks, run, purpose, again, say)
+        opened = open_test(tasks, run, purpose=purpose, again=again, say=say)
+        tasks = [replace(task, opening=opened[task.trial]) for task in tasks]
     todo = [task for task in tasks if task.stored() is None]
     if cluster.is_connected() and len(todo) > 1:
         gpus = float(cluster.size()[1] > 0)
@@ -122,69 +120,10 @@ def score_trials(
     return [json.loads(task.path.read_text()) for task in tasks]
 
 
-def _task(run: Path, folder: Path, side: SplitName, question: Question) -> Task:
-    path = checkpoint.latest(folder / "best")
-    if path is None:
-        raise InputError(f"trial {folder.name} of {run.name!r} left no whole checkpoint; choose another one")
-    files = json.loads((path / "manifest.json").read_text())["files"]
-    sha256 = files["model.safetensors"]["sha256"]
-    return Task(run=run, trial=folder, checkpoint=path, model_sha256=sha256, side=side, question=question)
-
-
-def _opened(tasks: Sequence[Task], run: Path, purpose: str, again: str | None, say: Say) -> list[Task]:
-    """Write into the ledger which models are about to be scored on which test sets."""
-    by_side: dict[str, list[Task]] = {}
-    names: dict[str, str] = {}
-    views: dict[str, str] = {}
-    for task in tasks:
-        data = replace(trials.config_of(task.checkpoint).data, residency="stream", control=None, band_hz=None)
-        if (view := repr(data)) not in views:
-            store = stream.load_store(data, None)
-            views[view] = side_sha256(store, "test")
-            names[views[view]] = store.manifest.name
-        by_side.setdefault(views[view], []).append(task)
-    opened: dict[Path, dict[str, Any]] = {}
-    for sha256, own in by_side.items():
-        models = [
-            {
-                "run": run.name,
-                "trial": task.trial.name,
-                "fingerprint": trials.config_of(task.checkpoint).fingerprint(),
-                "model_sha256": task.model_sha256,
-            }
-            for task in own
-        ]
-        known = {model["model_sha256"] for model in models}
-        before = [
-            opening
-            for opening in ledger.openings(sha256)
-            if opening.study == run.name and not known <= {model["model_sha256"] for model in opening.models}
-        ]
-        if before and again is None:
-            raise InputError(
-                f"the test set of {names[sha256]!r} was opened for other models of {run.name!r} on {before[-1].time} "
-                "(line "
-                f"{before[-1].number} of {ledger.ledger_path()}); scoring more of them makes it a validation set. "
-                'If that is meant, say why with --again "...": the ledger and every report will show it'
-            )
-        reason = purpose if not before else f"{purpose}; again, because {again}"
-        opening, earlier = ledger.open_test(names[sha256], sha256, study=run.name, models=models, purpose=reason)
-        n_openings = len(ledger.openings(sha256))
-        say(f"test set of {names[sha256]}: opening {len(earlier) + 1}, line {opening.number} of {ledger.ledger_path()}")
-        record = {"number": len(earlier) + 1, "of": n_openings, "line": opening.number, "models": len(opening.models)}
-        opened |= {task.trial: record for task in own}
-    return [replace(task, opening=opened[task.trial]) for task in tasks]
-
-
 def _score(task: Task) -> str:
     """Score one trial and write the result; returns its name."""
-    model = JointModel.load(task.checkpoint)
-    store = open_store(model.config, repetitions=task.question.repetitions)
-    if (there := model.data["fingerprint"]) != (here := store.manifest.fingerprint):
-        raise InputError(
-            f"{task.checkpoint} was trained on the data {there} of {model.data['name']!r}, and {here} is there now; "
-            "put the former data set back, or train again"
-        )
+    model = task.load()
+    store = task.store_of(model, repetitions=task.question.repetitions)
     evaluation = evaluate(model, store, task.side, task.question)
     task.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     predictions = task.path.with_suffix(".parquet")

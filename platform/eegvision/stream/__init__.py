@@ -9,7 +9,7 @@ gives the same arrays. Ray and torch are imported where they are used: a noteboo
 read and decode start without torch (seconds each).
 """
 
-from eegvision.stream.batches import IMAGE_MEAN, IMAGE_STD, Batch, Batches, crop_by_index, crop_by_slices
+from eegvision.stream.batches import IMAGE_MEAN, IMAGE_STD, Batch, Batches, central_views, crop_by_index, crop_by_slices
 from eegvision.stream.repeats import Repeats
 from eegvision.stream.store import Store, load_store
 
@@ -20,6 +20,7 @@ __all__ = [
     "Batches",
     "Repeats",
     "Store",
+    "central_views",
     "crop_by_index",
     "crop_by_slices",
     "load_store",

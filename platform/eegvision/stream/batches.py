@@ -14,6 +14,8 @@ from eegvision import cluster
 from eegvision.config import DataConfig
 from eegvision.ingest import pieces as reading
 from eegvision.ingest.pieces import Cut, Piece, Rows
+from eegvision.ingest.places import Place
+from eegvision.ingest.shards import Manifest
 from eegvision.stream.repeats import Repeats
 from eegvision.stream.spread import in_order
 from eegvision.stream.store import RESIZE, WINDOW_GROUPS, Store, averaged
@@ -119,8 +121,7 @@ class Batches:
         self._eeg = None if store.eeg_NCT is None else _tensor(store.eeg_NCT).to(eeg_home)
         if self._eeg is None:
             self._pieces = reading.among(store.pieces, store.repeats.first_N[self._rows])
-        self._mean_311 = torch.tensor([255 * mean for mean in IMAGE_MEAN]).reshape(3, 1, 1).to(image_home)
-        self._scale_311 = torch.tensor([1 / (255 * std) for std in IMAGE_STD]).reshape(3, 1, 1).to(image_home)
+        self._colours = _colours(image_home)
 
     def __len__(self) -> int:
         """Return the number of batches of a pass; in training it is equal on every worker."""
@@ -161,6 +162,21 @@ class Batches:
         for image_B in np.split(image_M, range(batch_size, len(image_M), batch_size)):
             view_BX = self._seen(image_B, np.full(len(image_B), _CENTRE))
             yield view_BX.to(self.device), torch.from_numpy(image_B).to(self.device)
+
+    def at(self, row_B: np.ndarray) -> Batch:
+        """Return any samples of this side, in this order, as validation sees them: central crops, the same draws."""
+        import torch
+
+        drawn = self._drawn(0) if self.store.repeats.is_drawn else self.store.repeats
+        if self._eeg is None:
+            own = drawn.of(row_B)
+            pieces = reading.among(self.store.pieces, np.unique(own.row_R))
+            eeg_BCT = torch.from_numpy(averaged(pieces, own, self.store.cut))
+        elif self.store.repeats.is_drawn:
+            eeg_BCT = _mean(self._eeg, drawn.of(row_B), self.store.cut)
+        else:
+            eeg_BCT = self._eeg.index_select(0, torch.from_numpy(row_B).to(self._eeg.device))
+        return self._moved(self._batch(row_B, eeg_BCT, np.full(len(row_B), _CENTRE)))
 
     def _share(self) -> np.ndarray:
         return np.array_split(self._rows, self._world)[self._rank]
@@ -258,11 +274,40 @@ class Batches:
         assert self._size_px is not None
         crop = crop_by_slices if self._image_MX.device.type == "cpu" else crop_by_index
         pixel_B3HW = crop(self._image_MX, image_B, crop_B, self._size_px)
-        return pixel_B3HW.sub_(self._mean_311).mul_(self._scale_311)
+        mean_311, scale_311 = self._colours
+        return pixel_B3HW.sub_(mean_311).mul_(scale_311)
 
     def _moved(self, batch: Batch) -> Batch:
         moved = {name: part.to(self.device, non_blocking=True) for name, part in _parts(batch).items()}
         return replace(batch, **moved)
+
+
+def central_views(root: Place, manifest: Manifest, image_B: np.ndarray, size_px: int) -> torch.Tensor:
+    """Return the central crop of these pictures of a data set as batches hold it, [B,3,H,W], decoded here and now.
+
+    Raises:
+        InputError: a shard is missing or damaged, or a picture does not decode.
+    """
+    import torch
+
+    rows = np.unique(image_B)
+    side_px, pieces = round(RESIZE * size_px), reading.all_pieces(root, manifest, "images")
+    parts = [reading.read_images(piece, side_px) for piece in reading.among(pieces, rows)]
+    picture_M3HH = np.concatenate([part["image"] for part in parts])
+    view_B3HW = crop_by_slices(
+        torch.from_numpy(picture_M3HH), np.searchsorted(rows, image_B), np.full(len(image_B), _CENTRE), size_px
+    )
+    mean_311, scale_311 = _colours("cpu")
+    return view_B3HW.sub_(mean_311).mul_(scale_311)
+
+
+def _colours(device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean of each colour, of values up to 255, and the factor that brings what is left to unit SD."""
+    import torch
+
+    mean_311 = torch.tensor([255 * mean for mean in IMAGE_MEAN]).reshape(3, 1, 1)
+    scale_311 = torch.tensor([1 / (255 * std) for std in IMAGE_STD]).reshape(3, 1, 1)
+    return mean_311.to(device), scale_311.to(device)
 
 
 def crop_by_slices(images_M3HH: torch.Tensor, image_B: np.ndarray, crop_B: np.ndarray, size_px: int) -> torch.Tensor:
