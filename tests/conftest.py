@@ -85,6 +85,12 @@ def ray_local(session_home: Path) -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the code does where no Ray is connected, whether or not another test has started one."""
+    monkeypatch.setattr("eegvision.cluster.is_connected", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
     """Address of an empty folder in a bucket of an S3 server."""

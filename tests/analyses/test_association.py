@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eegvision.analyses import association as analysis
 from eegvision.analyses.association import (
     Association,
     Layer,
@@ -16,11 +15,14 @@ from eegvision.analyses.association import (
     association,
     find_layers,
     map_effects,
+    mean_error,
     network_of,
     pooled,
     strongest,
 )
 from eegvision.config import ALWAYS_FROZEN, EegConfig, ImageConfig, ImageEncoderName, LossConfig, LossName, RunConfig
+from eegvision.encoders.frozen import Backbone
+from eegvision.encoders.image import layers_of
 from eegvision.encoders.joint import JointModel, build_joint
 from eegvision.vocab import InputError
 
@@ -138,7 +140,7 @@ def by_definition(model: JointModel, net: nn.Module, layer: Layer, image_3HW: Te
     return result_CF.numpy()
 
 
-FROZEN = {"encoder": "resnet18", "size_px": 32, "frozen": True, "layer": "layer2.0"}
+FROZEN: dict[str, Any] = {"encoder": "resnet18", "size_px": 32, "frozen": True, "layer": "layer2.0"}
 # Network, image settings, layers, and which of these lets no pass of one image become one of many.
 CASES = {
     "small": (None, {"size_px": 16}, None, ""),
@@ -173,7 +175,7 @@ def test_equals_the_definition_by_direct_ablation_of_every_map(build, options, n
         assert largest > 1e-3
         np.testing.assert_allclose(found.map_KCF[number][0], expected_CF, rtol=0, atol=1e-3 * largest)
         mean_C = expected_CF.mean(axis=1)
-        np.testing.assert_allclose(found.layer_BKCL[0, 0, :, number], mean_C, rtol=0, atol=1e-3 * np.abs(mean_C).max())
+        np.testing.assert_allclose(found.layer_UKCL[0, 0, :, number], mean_C, rtol=0, atol=1e-3 * np.abs(mean_C).max())
 
 
 def by_hand() -> tuple[JointModel, tuple[Layer, ...]]:
@@ -191,8 +193,8 @@ def test_by_hand_each_map_goes_with_its_channel_in_every_interval():
     first_CD, second_CD = torch.diag(torch.tensor([1.0, 10.0, 0.5])), torch.diag(torch.tensor([0.0, 1.0, 0.0]))
     found = association(model, image_3HW, torch.stack([first_CD, second_CD])[None], layers)
     np.testing.assert_allclose(found.map_KCF[0], [np.diag([2.0, 30.0, -2.0]), np.diag([0.0, 3.0, 0.0])], atol=1e-6)
-    np.testing.assert_allclose(found.layer_BKCL[0, :, :, 0], np.array([[2, 30, -2], [0, 3, 0]]) / 3, atol=1e-6)
-    np.testing.assert_allclose(found.interval_KL, [[30 / 9], [3 / 9]], rtol=1e-6)
+    np.testing.assert_allclose(found.layer_UKCL[0, :, :, 0], np.array([[2, 30, -2], [0, 3, 0]]) / 3, atol=1e-6)
+    np.testing.assert_allclose(found.by_interval()[0], [[30 / 9], [3 / 9]], rtol=1e-6)
     channels = ("Oz", "Pz", "Cz")
     links = strongest(found, channels, n=3)
     assert [(link.channel, link.feature) for link in links] == [("Pz", 1), ("Oz", 0), ("Pz", 0)]  # then equal zeros
@@ -205,7 +207,7 @@ def test_links_are_sought_across_layers_or_in_one():
     rng = np.random.default_rng(0)
     layers = tuple(Layer(name=name, n_maps=n, axis=1, can_branch=True) for name, n in (("a", 4), ("b", 7)))
     map_KCF = (rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 7)))
-    found = Association(layers=layers, layer_BKCL=np.zeros((1, 2, 3, 2)), map_KCF=map_KCF)
+    found = Association(layers=layers, n_pairs_U=np.ones(1), layer_UKCL=np.zeros((1, 2, 3, 2)), map_KCF=map_KCF)
     for layer in (None, "a", "b"):
         expected = sorted(
             (
@@ -245,15 +247,33 @@ def test_shares_of_pairs_pool_to_the_same_in_any_order():
         delta_BKCD = changes(model, eeg_BCT, removed_BCCT).repeat(1, 2, 1, 1) * torch.tensor([1.0, -2]).reshape(2, 1, 1)
         parts.append(association(model, image_3HW, delta_BKCD, layers))
     whole = pooled(parts)
-    assert whole.layer_BKCL.shape == (10, 2, N_CHANS, 4)
-    np.testing.assert_array_equal(whole.layer_BKCL, np.concatenate([part.layer_BKCL for part in parts]))
+    assert whole.layer_UKCL.shape == (4, 2, N_CHANS, 4)
+    assert whole.n_pairs_U.tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(whole.layer_UKCL, np.concatenate([part.layer_UKCL for part in parts]))
     for other in (pooled([pooled(parts[:1]), pooled(parts[1:])]), pooled(iter(parts[::-1]))):
         for one_KCF, other_KCF in zip(whole.map_KCF, other.map_KCF, strict=True):
             np.testing.assert_allclose(one_KCF, other_KCF, rtol=0, atol=1e-12)
     for number in range(4):  # the mean over maps and that over pairs give the same, whichever comes first
         np.testing.assert_allclose(
-            whole.map_KCF[number].mean(axis=2), whole.layer_BKCL[..., number].mean(axis=0), rtol=0, atol=1e-8
+            whole.map_KCF[number].mean(axis=2), whole.by_channel()[0][..., number], rtol=0, atol=1e-8
         )
+
+
+def test_errors_are_those_of_images_whose_segments_go_together():
+    """By hand: images of means 1, 2 and 6 from 1, 1 and 2 pairs have the mean 15/4."""
+    found = Association(
+        layers=(), n_pairs_U=np.array([1, 1, 2]), layer_UKCL=np.array([1.0, 2, 6]).reshape(3, 1, 1, 1), map_KCF=()
+    )
+    for value, error in (found.by_channel(), found.by_interval()):
+        assert value.item() == 15 / 4
+        squares = (1 - 15 / 4) ** 2 + (2 - 15 / 4) ** 2 + (2 * (6 - 15 / 4)) ** 2
+        assert error.item() == pytest.approx(np.sqrt(3 / 2 * squares) / 4, rel=1e-12)
+    rng = np.random.default_rng(0)
+    value_UX = rng.normal(size=(50, 7))
+    mean_X, error_X = mean_error(value_UX, np.full(50, 3))  # of equal counts it is the textbook's
+    np.testing.assert_allclose(mean_X, value_UX.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(error_X, value_UX.std(axis=0, ddof=1) / np.sqrt(50), rtol=1e-12)
+    assert np.isnan(mean_error(value_UX[:1], np.array([3]))[1]).all()
 
 
 def test_a_map_that_is_zero_for_an_image_is_worth_exactly_nothing():
@@ -305,8 +325,30 @@ def test_usual_layers_are_the_first_maps_and_all_blocks_and_a_pass_can_branch_th
     torch.testing.assert_close(effect_FD[feature], expected_D, rtol=0, atol=1e-2 * float(expected_D.abs().max()))
 
 
-def test_every_encoder_that_can_be_trained_has_usual_layers():
-    assert analysis._LAYERS.keys() == set(get_args(ImageEncoderName)) - set(ALWAYS_FROZEN)
+def test_every_encoder_that_can_be_trained_has_usual_layers_and_their_names_come_from_one_table():
+    for encoder in set(get_args(ImageEncoderName)) - set(ALWAYS_FROZEN):
+        assert layers_of(encoder)
+
+
+def test_classifier_units_are_no_maps_unless_they_are_asked_for():
+    model, image_3HW = model_of(encoder="alexnet", size_px=63), pair(63)[0]
+    assert [layer.name for layer in find_layers(model, image_3HW)] == [f"features.{n}" for n in (1, 4, 7, 9, 11)]
+    [units] = find_layers(model, image_3HW, ["classifier.2"])
+    assert (units.n_maps, units.can_branch) == (4096, True)
+
+
+def test_refuses_to_guess_where_no_block_is_known_or_none_is_used():
+    model, image_3HW = model_of(**(FROZEN | {"layer": "conv1"})), pair()[0]
+    model.image = nn.Linear(64, DIM).eval()
+    with pytest.raises(InputError, match=r"no block of .*'resnet18' runs before .*layer is 'conv1'.*name earlier"):
+        find_layers(model, image_3HW)
+    assert [layer.name for layer in find_layers(model, image_3HW, ["conv1"])] == ["conv1"]
+    backbone = model.backbone
+    assert isinstance(backbone, Backbone)
+    backbone.original = dataclasses.replace(backbone.original, blocks="none")
+    model.config = model.config.with_overrides({"image.encoder": "timm", "image.model": "own", "image.frozen": None})
+    with pytest.raises(InputError, match=r"which layers of timm 'own' are its blocks is not known; name some, among"):
+        find_layers(model, image_3HW)
 
 
 def test_usual_layers_of_frozen_features_end_where_these_are_taken():

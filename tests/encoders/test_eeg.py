@@ -252,8 +252,14 @@ def test_holds_no_double_precision_and_runs_in_bfloat16(name):
     encoder = build_settled(CONFIGS[name], *sizes(name)[1])
     kinds = {x.dtype for x in [*encoder.parameters(), *encoder.buffers()]}
     assert kinds <= {torch.float32, torch.int64}  # int64 counts the batches of BatchNorm
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert encoder(segments(*sizes(name)[1])).dtype in (torch.bfloat16, torch.float32)
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            embedding_BD = encoder(segments(*sizes(name)[1]))
+    except RuntimeError as error:  # of oneDNN, whose recurrent layers take bfloat16 on CPUs with AVX-512 alone
+        if "primitive descriptor" not in str(error):
+            raise
+        pytest.skip("this CPU runs no recurrent layer in bfloat16; training in it is for GPUs")
+    assert embedding_BD.dtype in (torch.bfloat16, torch.float32)
 
 
 @each(["palazzo-gru-mixed", "tsconv-layer", "nice-sa", "nice-ga", "atm-s-token", "eeg-project", "simple-conv"])

@@ -15,7 +15,7 @@ from eegvision.config import RunConfig
 from eegvision.inspection.opened import Bench, log_run, open_run, require_both_sides
 from eegvision.stream import Batches
 from eegvision.tracking import Tracker
-from eegvision.vocab import InputError
+from eegvision.vocab import InputError, SplitName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Asked:
     n: int = 3
 
 
-def opened_run(side="val", **more):
+def opened_run(side: SplitName = "val", **more):
     return open_run("tiny-run", trial=None, side=side, purpose="a test", say=lambda _: None, **more)
 
 
@@ -36,6 +36,8 @@ def bench(tiny_run):
 @torch.no_grad()
 def test_a_bench_gives_what_embedding_the_whole_side_gives(bench):
     whole = embed(bench.model, open_store(bench.model.config), "val")
+    assert whole.eeg_ND is not None
+    assert whole.image_MD is not None
     assert bench.image_M.tolist() == whole.image_M.tolist()
     rows = np.concatenate([bench.rows_of(image) for image in bench.image_M[::-1]])
     assert sorted(rows.tolist()) == whole.row_N.tolist()

@@ -66,13 +66,13 @@ def test_parts_read_by_several_processes_make_the_same_data_set(tmp_path, tiny_d
 
 def test_progress_tells_rate_and_time_left_of_what_this_call_did(monkeypatch):
     clock = iter([0.0, 1.0, 10.0, 100.0])
-    monkeypatch.setattr(fanout.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     lines: list[str] = []
     progress = fanout.Progress(1000, "segment", lines.append, before=500)
     progress.at(550)  # too early to say anything
     progress.at(600, also=" (3 of 8 parts)")
     progress.at(1000)
     assert lines == [
-        "[00:10] 600 of about 1,000 segments (3 of 8 parts), 10 segments/s, about 40 s left",
-        "[01:40] 1,000 of about 1,000 segments, 5 segments/s",
+        "[00:10] |############--------| 600 of 1,000 segments (3 of 8 parts), 10 segments/s, about 40 s left",
+        "[01:40] |####################| 1,000 of 1,000 segments, 5 segments/s",
     ]

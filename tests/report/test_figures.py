@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from eegvision.report import figures
-from report.trials import CHANCE, HISTORY, MANIFEST, TRIALS
+from report.trials import CHANCE, HISTORY, MANIFEST, TRIALS, Row
 
 
 def read_csv(files):
@@ -34,6 +34,15 @@ def test_sweep_curves_count_the_outcomes_and_draw_chance(tmp_path):
     assert read_csv(files)[["trial", "pass", "val/top1"]].to_numpy().tolist() == [
         [2, 1, 0.25], [2, 2, 0.5], [2, 3, 0.3], [1, 1, 0.25],
     ]  # fmt: skip
+
+
+def test_levels_far_above_all_trials_leave_the_figure_its_room(tmp_path):
+    low = [Row(number=0, history=({**HISTORY[0], "val/top1": 0.01},))]
+    chance = {**CHANCE, "val/top1": 0.001}
+    files = figures.sweep_curves(low, tmp_path / "sweep", chance=chance, line={"val/top1": 0.99})
+    assert "line 99 %" in read_svg(files)
+    long_names = [f"{'a very long name of a class ' * 2}{k}" for k in range(12)]
+    figures.confusion(np.arange(12), np.arange(12), long_names, tmp_path / "confusion", chance=1 / 12)
 
 
 def test_a_confusion_matrix_by_hand(tmp_path):

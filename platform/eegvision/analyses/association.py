@@ -1,7 +1,7 @@
 """Which feature maps of the image encoder go with which EEG channels, and when.
 
-Axes: B segments of one image, K intervals of time (one: the whole segment), C EEG channels, D embedding, F feature maps
-of a layer, L layers, H W pixels.
+Axes: B segments of one image, U images, K intervals of time (one: the whole segment), C EEG channels, D embedding,
+F feature maps of a layer, L layers, H W pixels.
 """
 
 from __future__ import annotations
@@ -18,24 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eegvision.config import ALWAYS_FROZEN
 from eegvision.encoders.frozen import Backbone
+from eegvision.encoders.image import layers_of
 from eegvision.encoders.joint import JointModel
 from eegvision.vocab import InputError
-
-# The layers looked at unless others are named, as patterns of module names: the first maps (edges, colours), then every
-# block.
-_LAYERS = {
-    "small": r"features\.(2|5|8|11)",
-    "alexnet": r"features\.(1|4|7|9|11)",
-    "resnet18": r"relu|layer\d\.\d+",
-    "resnet50": r"relu|layer\d\.\d+",
-    "resnet101": r"relu|layer\d\.\d+",
-    "densenet161": r"features\.(relu0|denseblock\d)",
-    "inception_v3": r"Conv2d_\w+|Mixed_\w+",
-    "vit_b_16": r"encoder\.layers\.encoder_layer_\d+",
-    "convnext_tiny": r"features\.(0|[1357]\.\d+)",
-    "convnext_base": r"features\.(0|[1357]\.\d+)",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +45,50 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Association:
-    """What channels and feature maps contribute together, for some pairs of a segment and its image.
+    """What channels and feature maps contribute together, for some images and the segments they evoked.
 
     Attributes:
         layers: the layers looked at, in the order in which they run.
-        layer_BKCL: float64 [B, K, C, L], A_c,l of every pair.
-        map_KCF: for each layer float64 [K, C, F], A_c,l,f averaged over the pairs.
+        n_pairs_U: int64 [U], segments of each image.
+        layer_UKCL: float64 [U, K, C, L], A_c,l averaged over the segments of each image.
+        map_KCF: for each layer float64 [K, C, F], A_c,l,f averaged over all pairs of a segment and its image.
     """
 
     layers: tuple[Layer, ...]
-    layer_BKCL: np.ndarray
+    n_pairs_U: np.ndarray
+    layer_UKCL: np.ndarray
     map_KCF: tuple[np.ndarray, ...]
 
-    @property
-    def interval_KL(self) -> np.ndarray:
-        """What each interval contributes to each layer: A_c,l averaged over pairs and channels, not normalised."""
-        return self.layer_BKCL.mean(axis=(0, 2))
+    def by_channel(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return A_c,l averaged over pairs and its standard error over images, [K, C, L] each; see `mean_error`."""
+        return mean_error(self.layer_UKCL, self.n_pairs_U)
+
+    def by_interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return what each interval contributes to each layer, and its standard error over images, [K, L] each.
+
+        That is A_c,l averaged over pairs and channels, not normalised.
+        """
+        return mean_error(self.layer_UKCL.mean(axis=2), self.n_pairs_U)
+
+
+def mean_error(value_UX: np.ndarray, n_pairs_U: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean over pairs of means of units, [...], and the standard error that other units would give it.
+
+        m = sum_u n_u x_u / n        SE^2 = U/(U - 1) sum_u n_u^2 (x_u - m)^2 / n^2        (NaN of one unit)
+
+    Source: Liang & Zeger 1986, Biometrika 73, 13 (errors that are robust to clusters).
+
+    Args:
+        value_UX: the mean of each unit (an image, or several), of any further axes.
+        n_pairs_U: how many pairs it is the mean of.
+    """
+    n_units = len(n_pairs_U)
+    weight_UX = (n_pairs_U / n_pairs_U.sum()).reshape(-1, *(1 for _ in value_UX.shape[1:]))
+    mean_X = (weight_UX * value_UX).sum(axis=0)
+    if n_units == 1:
+        return mean_X, np.full_like(mean_X, np.nan)
+    variance_X = n_units / (n_units - 1) * (weight_UX**2 * (value_UX - mean_X) ** 2).sum(axis=0)
+    return mean_X, np.sqrt(variance_X)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,45 +136,47 @@ def association(
     if not torch.isfinite(delta_eeg_BKCD).all():
         raise InputError("a difference of EEG embeddings is not finite; leave segments with NaN or infinity out")
     effect_FD = map_effects(model, image_3HW, layers, batch_size=batch_size)
-    eeg_BKCD = delta_eeg_BKCD.double().cpu()
+    mean_KCD = delta_eeg_BKCD.double().mean(0).cpu()
     mean_DL = torch.stack([delta_FD.double().mean(0) for delta_FD in effect_FD], dim=1).cpu()
-    mean_KCD = eeg_BKCD.mean(0)
     return Association(
         layers=tuple(layers),
-        layer_BKCL=(eeg_BKCD @ mean_DL).numpy(),
+        n_pairs_U=np.array([len(delta_eeg_BKCD)]),
+        layer_UKCL=(mean_KCD @ mean_DL)[None].numpy(),
         map_KCF=tuple((mean_KCD @ delta_FD.double().cpu().T).numpy() for delta_FD in effect_FD),
     )
 
 
 def pooled(parts: Iterable[Association]) -> Association:
-    """Return the association over the pairs of several parts, which may be the images of any share of a data set.
+    """Return the association over the pairs of several parts, which may be any shares of a data set's images.
 
-    Pairs keep the order of the parts. Means over other shares or orders differ by rounding of float64 alone.
+    Images keep the order of the parts. Means over other shares or orders differ by rounding of float64 alone.
 
     Raises:
         InputError: there is no part, or parts differ in layers, intervals or channels.
     """
-    pairs: list[np.ndarray] = []
     layers: tuple[Layer, ...] = ()
+    counts: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     sum_KCF: list[np.ndarray] = []
     for part in parts:
-        if not pairs:
+        if not images:
             layers, sum_KCF = part.layers, [np.zeros_like(map_KCF) for map_KCF in part.map_KCF]
-        elif (part.layers, part.layer_BKCL.shape[1:]) != (layers, pairs[0].shape[1:]):
+        elif (part.layers, part.layer_UKCL.shape[1:]) != (layers, images[0].shape[1:]):
             raise InputError(
-                f"associations of {len(part.layers)} layers and {part.layer_BKCL.shape[1:3]} intervals and channels "
-                f"cannot be pooled with {len(layers)} layers and {pairs[0].shape[1:3]}; pool those of one model and "
+                f"associations of {len(part.layers)} layers and {part.layer_UKCL.shape[1:3]} intervals and channels "
+                f"cannot be pooled with {len(layers)} layers and {images[0].shape[1:3]}; pool those of one model and "
                 "the same layers"
             )
-        pairs.append(part.layer_BKCL)
+        counts.append(part.n_pairs_U)
+        images.append(part.layer_UKCL)
         for total_KCF, map_KCF in zip(sum_KCF, part.map_KCF, strict=True):
-            total_KCF += len(part.layer_BKCL) * map_KCF  # one pass over parts that need not all fit into memory
-    if not pairs:
+            total_KCF += part.n_pairs_U.sum() * map_KCF  # one pass over parts that need not all fit into memory
+    if not images:
         raise InputError("no associations to pool; give those of at least one image")
-    layer_BKCL = np.concatenate(pairs)
+    n_pairs_U = np.concatenate(counts)
     for total_KCF in sum_KCF:
-        total_KCF /= len(layer_BKCL)
-    return Association(layers=layers, layer_BKCL=layer_BKCL, map_KCF=tuple(sum_KCF))
+        total_KCF /= n_pairs_U.sum()
+    return Association(layers=layers, n_pairs_U=n_pairs_U, layer_UKCL=np.concatenate(images), map_KCF=tuple(sum_KCF))
 
 
 def strongest(
@@ -182,7 +199,7 @@ def strongest(
     Raises:
         InputError: names do not fit the channels, n < 1, or there is no such interval, layer or channel.
     """
-    n_intervals, n_chans = found.layer_BKCL.shape[1:3]
+    n_intervals, n_chans = found.layer_UKCL.shape[1:3]
     if len(channels) != n_chans:
         raise InputError(f"{len(channels)} names given for {n_chans} channels; give those of the recording, in order")
     if n < 1:
@@ -251,9 +268,9 @@ def map_effects(model: JointModel, image_3HW: Tensor, layers: Sequence[Layer], *
 def find_layers(model: JointModel, image_3HW: Tensor, names: Sequence[str] | None = None) -> tuple[Layer, ...]:
     """Return the layers of these module names, or the encoder's usual ones, in the order in which they run.
 
-    Usual are the first maps and every block (of the network behind frozen features: its blocks), as far as features
-    depend on them; any other module that gives a tensor and runs once in a pass can be named. The image, any that the
-    model takes, is encoded a few times to see what the layers give.
+    Usual are the first maps and every block that gives maps or tokens, as far as embeddings depend on them; any other
+    module that gives a tensor and runs once in a pass can be named. The image, any that the model takes, is encoded a
+    few times to see what the layers give.
 
     Raises:
         InputError: as `map_effects`; or a layer is unknown, runs several times, gives no maps, or changes nothing
@@ -273,6 +290,8 @@ def find_layers(model: JointModel, image_3HW: Tensor, names: Sequence[str] | Non
     layers = []
     for name, outputs in seen.items():
         n_maps, axis = _shape(name, outputs, model)
+        if names is None and isinstance(outputs[0], Tensor) and outputs[0].ndim == 2:
+            continue  # units of a classifier, which are no maps
         can_branch = _can_branch(model, net.get_submodule(name), image_13HW, axis)
         if can_branch is not None:
             layers.append(Layer(name=name, n_maps=n_maps, axis=axis, can_branch=can_branch))
@@ -281,6 +300,11 @@ def find_layers(model: JointModel, image_3HW: Tensor, names: Sequence[str] | Non
                 f"layer {name!r} of {_called(model)} changes nothing: image features are taken before it (image.layer "
                 f"is {model.config.image.layer or 'last'!r}); name an earlier one"
             )
+    if not layers:
+        raise InputError(
+            f"no block of {_called(model)} runs before its features are taken (image.layer is "
+            f"{model.config.image.layer or 'last'!r}); name earlier layers"
+        )
     return tuple(layers)
 
 
@@ -289,8 +313,14 @@ def _note(seen: dict[str, list[object]], name: str, output: object) -> None:
 
 
 def _usual(model: JointModel, net: nn.Module) -> list[str]:
-    pattern = _LAYERS.get(model.config.image.encoder) or _backbone(model).original.blocks
-    found = [name for name, _ in net.named_modules() if re.fullmatch(pattern, name)]
+    encoder = model.config.image.encoder
+    pattern = _backbone(model).original.blocks if encoder in ALWAYS_FROZEN else layers_of(encoder)
+    names = [name for name, _ in net.named_modules() if name]
+    found = [name for name in names if re.fullmatch(pattern, name)]
+    if not found:
+        raise InputError(
+            f"which layers of {_called(model)} are its blocks is not known; name some, among {', '.join(names[:5])} .."
+        )
     # Of stages and the blocks within them, the blocks.
     return [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
 

@@ -359,13 +359,13 @@ def _row_parts(model: EegModel, n_chans: int) -> _RowParts | None:
 
     encoder = model.eeg
     if isinstance(encoder, Palazzo) and encoder.is_shared:
-
-        def state_to_embedding(maps_BFT: Tensor) -> Tensor:
-            _, state = encoder.recurrent(maps_BFT.transpose(1, 2))
-            return finish(encoder.head((state[0] if isinstance(state, tuple) else state)[-1]))
-
         weight_CF1 = encoder.merge_F1C.permute(2, 0, 1)
-        return _RowParts(encoder.temporal, lambda x_BFCT: x_BFCT.transpose(1, 2) * weight_CF1, 0.0, state_to_embedding)
+        return _RowParts(
+            rows=encoder.temporal,
+            shares=lambda x_BFCT: x_BFCT.transpose(1, 2) * weight_CF1,
+            bias_O1=0.0,
+            rest=lambda maps_BFT: finish(encoder.summarise(maps_BFT)),
+        )
     if not (isinstance(encoder, Flattened) and isinstance(encoder.encode, nn.Sequential)):
         return None
     layers = list(encoder.encode)
@@ -381,17 +381,11 @@ def _row_parts(model: EegModel, n_chans: int) -> _RowParts | None:
         return None
     rows, after = nn.Sequential(*layers[:at]), nn.Sequential(*layers[at + 1 :])
     weight_OFC = merge.weight.squeeze(3)
-
-    def maps_to_embedding(maps_BOS: Tensor) -> Tensor:
-        maps = after(maps_BOS[:, :, None])
-        if encoder.time_major:
-            maps = maps.squeeze(2).transpose(1, 2)
-        x_BD = encoder.enter(maps.flatten(1))
-        return finish(encoder.norm(x_BD + encoder.residual(x_BD)))
-
-    bias_O1 = 0.0 if merge.bias is None else merge.bias[:, None]
     return _RowParts(
-        rows, lambda x_BFCS: torch.einsum("ofc,bfcs->bcos", weight_OFC, x_BFCS), bias_O1, maps_to_embedding
+        rows=rows,
+        shares=lambda x_BFCS: torch.einsum("ofc,bfcs->bcos", weight_OFC, x_BFCS),
+        bias_O1=0.0 if merge.bias is None else merge.bias[:, None],
+        rest=lambda maps_BOS: finish(encoder.project(after(maps_BOS[:, :, None]))),
     )
 
 
@@ -445,7 +439,27 @@ def channel_importance(
     changes = channel_changes(
         model, eeg_BCT, segment_ids, channels, noise, samples=samples, subject_B=subject_B, batch_size=batch_size
     )
-    expected = (len(eeg_BCT), changes.eeg_BRD.shape[2])
+    return importance_of(changes, image_BD, segment_ids, channels, noise, samples=samples)
+
+
+def importance_of(
+    changes: ChannelChanges,
+    image_BD: Tensor,
+    segment_ids: Sequence[str],
+    channels: Sequence[str],
+    noise: Noise,
+    *,
+    samples: tuple[int, int] | None = None,
+) -> ChannelImportance:
+    """Return the importance for other pictures, or pictures less their mean, of changes that were computed once.
+
+    Args:
+        changes: `channel_changes` of these segments, channels, noise and samples.
+        image_BD: theta(v), or what stands in its place, one for each segment.
+    Raises:
+        InputError: embeddings of another shape.
+    """
+    expected = (len(changes.eeg_BRD), changes.eeg_BRD.shape[2])
     if tuple(image_BD.shape) != expected:
         raise InputError(
             f"image embeddings of shape {tuple(image_BD.shape)}; expected {expected}, one for each segment, from "

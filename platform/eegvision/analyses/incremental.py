@@ -146,13 +146,13 @@ class PatchedTensor(Tensor):
         name = getattr(func, "__name__", "")
         is_in_place = bool(kwargs.get("inplace")) or name in _IN_PLACE_OPERATORS
         is_in_place |= name.endswith("_") and not name.endswith("__")
-        # The clean map is kept for the next pass, so it is never written to.
-        if "inplace" in kwargs:
-            kwargs["inplace"] = False
         func = _OUT_OF_PLACE.get(func, func)
         rule = _RULES.get(func)
         result = rule(func, *args, **kwargs) if rule is not None else None
         if result is None:
+            # A whole map may be the clean one, which is kept for the next pass and so never written to.
+            if "inplace" in kwargs:
+                kwargs["inplace"] = False
             ordinary = [_whole(value) for value in args]
             result = func(*ordinary, **{key: _whole(value) for key, value in kwargs.items()})
             result = ordinary[0] if name == "__setitem__" else result
@@ -179,7 +179,9 @@ def _pointwise(func: Callable[..., Tensor], maps: Any, *args: Any, **kwargs: Any
     """Return an operation that treats every place alike and by itself; what else it takes has no places."""
     if not isinstance(maps, PatchedTensor) or kwargs.get("training"):
         return None
-    clean = maps.run.result(lambda: func(maps.clean, *args, **kwargs))
+    # A network that writes in place may do so to windows, which saves large tensors; the clean map is kept as it is.
+    kept = {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
+    clean = maps.run.result(lambda: func(maps.clean, *args, **kept))
     return PatchedTensor(clean, func(maps.window, *args, **kwargs), maps.rect, maps.run)
 
 

@@ -5,6 +5,7 @@ Axes: N EEG segments, S scales, P places, B batch, D embedding, K classes, C EEG
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
-from torch import Tensor
+from torch import Tensor, nn
 
 from eegvision.analyses.incremental import CleanPass, Rect
+from eegvision.analyses.interpolated import Fast, interpolated
 from eegvision.encoders.frozen import blurred
 from eegvision.encoders.image import IMAGENET_MEAN, IMAGENET_STD
 from eegvision.encoders.joint import JointModel
@@ -24,13 +25,18 @@ from eegvision.vocab import InputError
 
 SCALES_PX = (3, 5, 9, 17, 33, 65)
 Fill = Literal["zero", "black", "blur"]
+Engine = Literal["exact", "fast", "coarse"]
+
+_FAST: dict[str, Fast] = {"fast": Fast(), "coarse": Fast(fidelity=0.98)}
 
 # The blur that fills has this many standard deviations in the side of a picture: 10 px of 224.
 _BLURS_PER_SIDE = 22.4
 _N_RESAMPLES = 1000
 
-# Places that are far apart have so large a rectangle in common that on a CPU more than 4 x 4 are no gain (measured on
-# ResNet-18, 224 px, places 16 px apart); a GPU wants full batches.
+# Sides of the square of places that a CPU does in one batch (measured on four networks, 224 px): neighbours in larger
+# batches leave its caches, in smaller ones AlexNet reads its large layers too often; places far apart have so large a
+# rectangle in common that more are no gain. A GPU wants full batches.
+_NEAR_SIDE = 6
 _FAR_APART_SIDE = 4
 
 
@@ -74,44 +80,39 @@ class ClassLikelihood:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fast:
-    """How the fast engine works: a grid of exact values for each scale, made finer until the map is right.
+class Arithmetic:
+    """The numbers in which pictures are encoded; scores are float32 always.
 
     Attributes:
-        fidelity: correlation of the map with the exact one that is to be reached at held-out pixels, in (0, 1).
-        n_held_out: random pixels at which exact values decide whether the grid is fine enough, and as many others for
-            the agreement that is reported; at least 8, at most half of all.
-        steps_per_side: of the first grid, at least 1; 14 steps are 16 px apart in a picture of 224.
-        seed: of the held-out pixels.
+        dtype: `bfloat16` has 8 bits, and its own processing units on GPUs since 2020 and CPUs with AMX or AVX512-BF16;
+            elsewhere it is slower. The error it makes is in `Saliency.agreement`.
+        channels_last: keep the channels of a pixel together; None does on CPUs and in bfloat16.
     """
 
-    fidelity: float = 0.99
-    n_held_out: int = 100
-    steps_per_side: int = 14
-    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.fidelity < 1 or self.n_held_out < 8 or self.steps_per_side < 1:
-            raise InputError(
-                f"fidelity {self.fidelity}, {self.n_held_out} held-out pixels and {self.steps_per_side} steps: "
-                "expected a fidelity in (0, 1), at least 8 pixels and 1 step"
-            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"dtype is {self.dtype!r}; expected 'float32' or 'bfloat16'")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Agreement:
-    """How far summed maps agree with the exact ones at `n` pixels drawn at random, one value for each segment.
+    """How far summed maps agree with the exact ones in float32 at `n` pixels drawn at random, a value for each segment.
 
     `r_N` is the correlation, `low_N` and `high_N` its 95 % interval (bootstrap over pixels), `rmse_N` the error, in the
-    unit of the score unless scales are normalised. These pixels had no part in making the map, nor in deciding when it
-    was good enough, so nothing is biased, and `r_N` can fall a little short of the target. Few pixels carry much of the
-    error, which makes the interval somewhat narrow: of 100 on a random network it held the truth for 80 to 94.
+    unit of the score unless scales are normalised, and `max_N` the largest error over the range of the map. These
+    pixels are computed apart and had no part in making the map, nor in deciding when it was good enough, so nothing is
+    biased, and `r_N` can fall a little short of the target. Few pixels carry much of the error, which makes the
+    interval somewhat narrow: of 100 on a random network it held the truth for 80 to 94.
     """
 
     r_N: np.ndarray
     low_N: np.ndarray
     high_N: np.ndarray
     rmse_N: np.ndarray
+    max_N: np.ndarray
     n: int
 
 
@@ -124,8 +125,8 @@ class Saliency:
         drop_NSHW: S_σ of Eq. 3 at every scale, float32 in the score's unit; positive where removal lowers the score.
         score_N: of the whole picture, float32.
         scales_px: σ, in the order of the axis S.
-        n_evaluations: suppressed pictures that were encoded, of H W S.
-        agreement: with the exact maps; None where these are exact.
+        n_evaluations: suppressed pictures that were encoded, of H W S, with those for the agreement.
+        agreement: with the exact maps in float32; None where these are such.
     """
 
     map_NHW: np.ndarray
@@ -143,10 +144,13 @@ def saliency_map(
     image_3HW: Tensor,
     *,
     scales_px: Sequence[int] = SCALES_PX,
-    engine: Literal["exact", "fast"] | Fast = "exact",
+    engine: Engine | Fast = "exact",
+    arithmetic: Arithmetic = Arithmetic(),
     fill: Fill = "zero",
     normalise_scales: bool = False,
     batch_size: int = 64,
+    n_held_out: int = 64,
+    seed: int = 0,
 ) -> Saliency:
     """Return how much the score falls when a square around each pixel is removed.
 
@@ -157,10 +161,10 @@ def saliency_map(
     normalised as in batches, so that u = 0 is ImageNet's mean colour (`zero`); `black` is black, `blur` the picture
     itself, blurred by 1/22.4 of its side (mirrored edges). All EEG segments share the encoded pictures.
 
-    The `exact` engine does every pixel, and of every encoding what the square changes (`incremental`). The `fast` one
-    does a grid for each scale, cubic splines between its points, finer where the map needs it (`Fast`), and says how
-    well the map agrees with exact values elsewhere. Neither depends on `batch_size` but for rounding; it bounds memory,
-    and large ones suit GPUs.
+    The `exact` engine does every pixel, and of every encoding what the square changes (`incremental`). `fast` and
+    `coarse` do a grid for each scale, cubic splines between its points, finer where the map needs it (`interpolated`),
+    until r is about 0.99 or 0.98; `Fast` asks for any other. Whatever is not exact in float32 comes with its agreement
+    with what is. Nothing depends on `batch_size` but for rounding; it bounds memory, and large ones suit GPUs.
 
     Args:
         model: in evaluation mode, on any device.
@@ -170,29 +174,42 @@ def saliency_map(
         scales_px: sides of the squares, odd.
         normalise_scales: bring every S_σ to [0, 1] before the sum, which large squares rule otherwise.
         batch_size: suppressed pictures encoded at a time.
+        n_held_out: random pixels for the agreement, at least 8; never more than there are.
+        seed: of these.
     Raises:
         InputError: an argument is none of these, has another size than the model's, or is not finite; or the model is
             in training mode or has no image encoder from pixels.
     """
-    scales_px = _checked(model, image_3HW, scales_px, engine, fill, batch_size)
+    scales_px = _checked(model, image_3HW, scales_px, engine, fill, batch_size, n_held_out)
     device = next(model.parameters()).device
     image_3HW = image_3HW.to(device, torch.float32)
     readout, fill_3HW = _readout(model, score, device), _filling(image_3HW, fill)
     # cuDNN rounds to 10 bits unless told not to, which is more than small squares change.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        suppressed = _Suppressed(model, readout, image_3HW, fill_3HW, batch_size)
+        encode, layout = _encoder(model, Arithmetic(), device)
+        reference = _Suppressed(encode, readout, image_3HW, fill_3HW, batch_size, layout)
+        working = reference
+        if arithmetic != Arithmetic():
+            encode, layout = _encoder(model, arithmetic, device)
+            working = _Suppressed(encode, readout, image_3HW, fill_3HW, batch_size, layout)
         if engine == "exact":
-            drop_NSHW, agreement = suppressed.every_pixel(scales_px), None
+            drop_NSHW = working.every_pixel(scales_px)
         else:
-            how = engine if isinstance(engine, Fast) else Fast()
-            drop_NSHW, agreement = _interpolated(suppressed, scales_px, how, normalise_scales)
-    total_NHW = np.einsum("nshw,ns->nhw", drop_NSHW, _weights(drop_NSHW, normalise_scales), dtype=np.float64)
+            fidelity = (engine if isinstance(engine, Fast) else _FAST[engine]).fidelity
+            drop_NSHW = interpolated(
+                working.drop, working.shape, scales_px, fidelity, lambda maps: _weights(maps, normalise_scales)
+            )
+        weight_NS = _weights(drop_NSHW, normalise_scales)
+        total_NHW = np.einsum("nshw,ns->nhw", drop_NSHW, weight_NS, dtype=np.float64)
+        agreement = None
+        if engine != "exact" or arithmetic.dtype != "float32":
+            agreement = _held_out(reference, scales_px, total_NHW, weight_NS, n_held_out, seed)
     return Saliency(
         map_NHW=_unit_range(total_NHW).astype(np.float32),
         drop_NSHW=drop_NSHW,
-        score_N=suppressed.score_N,
+        score_N=reference.score_N,
         scales_px=scales_px,
-        n_evaluations=suppressed.n_evaluations,
+        n_evaluations=reference.n_evaluations + (working.n_evaluations if working is not reference else 0),
         agreement=agreement,
     )
 
@@ -205,17 +222,16 @@ class _Suppressed:
 
     def __init__(
         self,
-        model: JointModel,
+        encode: Callable[[Tensor], Tensor],
         readout: Callable[[Tensor], Tensor],
         image_3HW: Tensor,
         fill_3HW: Tensor,
         batch_size: int,
+        layout: torch.memory_format,
     ) -> None:
-        self._encode, self._readout = model.encode_image, readout
+        self._encode, self._readout, self._layout = encode, readout, layout
         self._image_3HW, self._fill_3HW, self._batch_size = image_3HW, fill_3HW, batch_size
-        # CPUs convolve faster where the colours of a pixel lie together.
-        self._layout = torch.channels_last if image_3HW.device.type == "cpu" else torch.contiguous_format
-        self._clean = CleanPass(image_3HW[None].contiguous(memory_format=self._layout))
+        self._clean = CleanPass(image_3HW[None].contiguous(memory_format=layout))
         self._score_N = readout(self._encode(self._clean.image_13HW))[0]
         self.score_N = self._score_N.cpu().numpy()
         self.shape: tuple[int, int] = (image_3HW.shape[1], image_3HW.shape[2])
@@ -229,8 +245,8 @@ class _Suppressed:
     def drop(self, place_P2: np.ndarray, scale_px: int, spacing_px: int = 1) -> np.ndarray:
         """Return S_σ at places (row, column) that are about so far apart, [N, P]."""
         n_side = math.isqrt(self._batch_size)
-        if spacing_px > 1 and self._image_3HW.device.type == "cpu":
-            n_side = min(n_side, _FAR_APART_SIDE)
+        if self._image_3HW.device.type == "cpu":
+            n_side = min(n_side, _FAR_APART_SIDE if spacing_px > 1 else _NEAR_SIDE)
         tile_px = n_side * spacing_px
         tile_P2 = place_P2 // tile_px
         order_P = np.lexsort((place_P2[:, 1], place_P2[:, 0], tile_P2[:, 1], tile_P2[:, 0]))
@@ -262,120 +278,66 @@ class _Suppressed:
         return self._readout(self._clean.encode(self._encode, window_B3hw, rect))
 
 
-def _interpolated(
-    suppressed: _Suppressed, scales_px: tuple[int, ...], how: Fast, normalise_scales: bool
-) -> tuple[np.ndarray, Agreement]:
-    """Return S_σ [N, S, H, W] from grids of exact values, and how the summed maps agree with held-out pixels.
+def _encoder(
+    model: JointModel, arithmetic: Arithmetic, device: torch.device
+) -> tuple[Callable[[Tensor], Tensor], torch.memory_format]:
+    """Return the function from pictures to embeddings, float32, and how the pictures are to lie in memory."""
+    is_short = arithmetic.dtype == "bfloat16"
+    # CPUs convolve faster where the channels of a pixel lie together, and GPUs in bfloat16.
+    is_last = arithmetic.channels_last
+    layout = torch.channels_last if (is_last if is_last is not None else is_short or device.type == "cpu") else None
+    layout = layout or torch.contiguous_format
+    if not is_short:
+        return model.encode_image, layout
+    # autocast would shorten the weights again in every pass; what is short already it leaves alone.
+    short = copy.deepcopy(model)
+    for part in (short.image, short.backbone if model.config.image.is_frozen else None):
+        for module in part.modules() if part is not None else ():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.to(torch.bfloat16)
 
-    The scale that is refined next is the one with most squared error, relative to the map's variance, for each new
-    evaluation that refining it takes.
-    """
-    shape = suppressed.shape
-    n_held = min(how.n_held_out, shape[0] * shape[1] // 2)
-    held_P = np.random.default_rng(how.seed).choice(shape[0] * shape[1], 2 * n_held, replace=False)
-    held_P2 = np.stack(np.unravel_index(held_P, shape), axis=1)
-    deciding, reporting = (_HeldOut.drawn(suppressed, places, scales_px) for places in np.split(held_P2, 2))
-    grids = [_Grid.first(suppressed, how.steps_per_side, scale_px) for scale_px in scales_px]
-    while True:
-        drop_NSHW = np.stack([grid.map_NHW() for grid in grids], axis=1)
-        weight_NS = _weights(drop_NSHW, normalise_scales)
-        new_S = np.array([grid.n_missing for grid in grids])
-        if deciding.agreement(drop_NSHW, weight_NS).r_N.min() >= how.fidelity or not new_S.any():
-            return drop_NSHW, reporting.agreement(drop_NSHW, weight_NS)
-        worth_S = deciding.relative_error(drop_NSHW, weight_NS) / np.maximum(new_S, 1)
-        best = int(np.where(new_S > 0, worth_S, -1).argmax())
-        grids[best] = grids[best].refined(suppressed)
+    def encode(image_B3HW: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return short.encode_image(image_B3HW)
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _HeldOut:
-    """Exact S_σ at pixels (row, column), to hold maps against."""
-
-    place_P2: np.ndarray
-    exact_NSP: np.ndarray
-
-    @staticmethod
-    def drawn(suppressed: _Suppressed, place_P2: np.ndarray, scales_px: tuple[int, ...]) -> _HeldOut:
-        spacing_px = int(max(2, np.ptp(place_P2) / len(place_P2) ** 0.5))
-        drops = [suppressed.drop(place_P2, scale_px, spacing_px) for scale_px in scales_px]
-        return _HeldOut(place_P2=place_P2, exact_NSP=np.stack(drops, axis=1))
-
-    def relative_error(self, drop_NSHW: np.ndarray, weight_NS: np.ndarray) -> np.ndarray:
-        """Return the mean squared error of each scale over the variance of the sum, [S], of the worst segment."""
-        error_NS = weight_NS**2 * ((self._found(drop_NSHW) - self.exact_NSP) ** 2).mean(axis=2)
-        variance_N1 = np.einsum("nsp,ns->np", self.exact_NSP, weight_NS).var(axis=1, keepdims=True)
-        return (error_NS / np.maximum(variance_N1, np.finfo(np.float32).tiny)).max(axis=0)
-
-    def agreement(self, drop_NSHW: np.ndarray, weight_NS: np.ndarray) -> Agreement:
-        """Return how the weighted sums of the maps agree."""
-        both = (self._found(drop_NSHW), self.exact_NSP)
-        return _agreement(*(np.einsum("nsp,ns->np", value_NSP, weight_NS) for value_NSP in both))
-
-    def _found(self, drop_NSHW: np.ndarray) -> np.ndarray:
-        return drop_NSHW[:, :, self.place_P2[:, 0], self.place_P2[:, 1]]
+    return encode, layout
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Grid:
-    """Exact S_σ of one scale at the crossings of some rows and columns, the outermost among them."""
-
-    scale_px: int
-    shape: tuple[int, int]
-    rows: np.ndarray
-    columns: np.ndarray
-    value_NRC: np.ndarray
-
-    @staticmethod
-    def first(suppressed: _Suppressed, steps: int, scale_px: int) -> _Grid:
-        shape = suppressed.shape
-        rows, columns = (np.unique(np.linspace(0, n - 1, min(n, steps + 1)).round().astype(int)) for n in shape)
-        place_P2 = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-        value_NP = suppressed.drop(place_P2, scale_px, max(1, max(shape) // steps))
-        value_NRC = value_NP.reshape(-1, len(rows), len(columns))
-        return _Grid(scale_px=scale_px, shape=shape, rows=rows, columns=columns, value_NRC=value_NRC)
-
-    @property
-    def n_missing(self) -> int:
-        """Evaluations that twice as many rows and columns would take."""
-        return len(_halved(self.rows)) * len(_halved(self.columns)) - len(self.rows) * len(self.columns)
-
-    def refined(self, suppressed: _Suppressed) -> _Grid:
-        rows, columns = _halved(self.rows), _halved(self.columns)
-        value_NRC = np.empty((len(self.value_NRC), len(rows), len(columns)), dtype=np.float32)
-        is_old_RC = np.isin(rows, self.rows)[:, None] & np.isin(columns, self.columns)
-        value_NRC[:, is_old_RC] = self.value_NRC.reshape(len(value_NRC), -1)
-        row_P, column_P = np.nonzero(~is_old_RC)
-        place_P2 = np.stack([rows[row_P], columns[column_P]], axis=1)
-        value_NRC[:, ~is_old_RC] = suppressed.drop(place_P2, self.scale_px, int(np.diff(rows).max(initial=1)))
-        return _Grid(scale_px=self.scale_px, shape=self.shape, rows=rows, columns=columns, value_NRC=value_NRC)
-
-    def map_NHW(self) -> np.ndarray:
-        """Return the cubic spline through the values, at every pixel, float32."""
-        row_HR, column_WC = (_spline(at, n) for at, n in zip((self.rows, self.columns), self.shape, strict=True))
-        return (row_HR @ self.value_NRC.astype(np.float64) @ column_WC.T).astype(np.float32)
+def _held_out(
+    reference: _Suppressed,
+    scales_px: tuple[int, ...],
+    total_NHW: np.ndarray,
+    weight_NS: np.ndarray,
+    n_held_out: int,
+    seed: int,
+) -> Agreement:
+    """Return how summed maps agree with exact ones at random pixels."""
+    n_pixels = math.prod(reference.shape)
+    n = min(n_held_out, n_pixels)
+    place_P2 = np.stack(
+        np.unravel_index(np.random.default_rng(seed).choice(n_pixels, n, replace=False), reference.shape), axis=1
+    )
+    spacing_px = max(2, round((n_pixels / n) ** 0.5))
+    exact_NSP = np.stack([reference.drop(place_P2, scale_px, spacing_px) for scale_px in scales_px], axis=1)
+    exact_NP = np.einsum("nsp,ns->np", exact_NSP, weight_NS, dtype=np.float64)
+    return _agreement(total_NHW[:, place_P2[:, 0], place_P2[:, 1]], exact_NP, np.ptp(total_NHW, axis=(1, 2)))
 
 
-def _halved(place_R: np.ndarray) -> np.ndarray:
-    """Put one more place between any two that are not neighbours."""
-    return np.union1d(place_R, (place_R[:-1] + place_R[1:]) // 2)
-
-
-def _spline(place_R: np.ndarray, n: int) -> np.ndarray:
-    """Return the matrix [n, R] from values at these places to those of the spline through them at 0 to n - 1."""
-    if len(place_R) == 1:
-        return np.ones((n, 1))
-    degree = min(3, len(place_R) - 1)
-    return make_interp_spline(place_R, np.eye(len(place_R)), k=degree)(np.arange(n))
-
-
-def _agreement(found_NP: np.ndarray, exact_NP: np.ndarray) -> Agreement:
+def _agreement(found_NP: np.ndarray, exact_NP: np.ndarray, range_N: np.ndarray) -> Agreement:
     n = exact_NP.shape[1]
     # Always the same draws: the interval of a map must not depend on what was computed before.
     drawn_RP = np.random.default_rng(0).integers(0, n, (_N_RESAMPLES, n))
     resampled_NR = _correlation(found_NP[:, drawn_RP], exact_NP[:, drawn_RP])
     low_N, high_N = np.quantile(resampled_NR, [0.025, 0.975], axis=1)
-    rmse_N = np.sqrt(((found_NP - exact_NP) ** 2).mean(axis=1))
-    return Agreement(r_N=_correlation(found_NP, exact_NP), low_N=low_N, high_N=high_N, rmse_N=rmse_N, n=n)
+    error_NP = np.abs(found_NP - exact_NP)
+    return Agreement(
+        r_N=_correlation(found_NP, exact_NP),
+        low_N=low_N,
+        high_N=high_N,
+        rmse_N=np.sqrt((error_NP**2).mean(axis=1)),
+        max_N=error_NP.max(axis=1) / np.where(range_N > 0, range_N, 1),
+        n=n,
+    )
 
 
 def _correlation(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -445,6 +407,7 @@ def _checked(
     engine: object,
     fill: str,
     batch_size: int,
+    n_held_out: int,
 ) -> tuple[int, ...]:
     if model.training:
         raise InputError("the model is in training mode, in which pictures change each other; call model.eval() first")
@@ -465,8 +428,10 @@ def _checked(
         raise InputError(f"scales are {scales}; give at least one side of a square, all odd and different")
     if fill not in ("zero", "black", "blur"):
         raise InputError(f"fill is {fill!r}; expected 'zero', 'black' or 'blur'")
-    if engine not in ("exact", "fast") and not isinstance(engine, Fast):
-        raise InputError(f"engine is {engine!r}; expected 'exact', 'fast' or Fast(...)")
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; give at least 1")
+    if engine != "exact" and engine not in _FAST and not isinstance(engine, Fast):
+        raise InputError(f"engine is {engine!r}; expected 'exact', 'fast', 'coarse' or Fast(...)")
+    if batch_size < 1 or n_held_out < 8:
+        raise InputError(
+            f"batch_size is {batch_size} and n_held_out {n_held_out}; give at least 1 picture and 8 pixels"
+        )
     return scales

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from eegvision import checkpoint, ledger, stream, trials
 from eegvision.assess.embedding import open_store, side_sha256
+from eegvision.config import RunConfig
 from eegvision.encoders.joint import JointModel
 from eegvision.stream import Store
 from eegvision.vocab import InputError
@@ -43,13 +44,17 @@ class Selected:
         """Return the model, on the CPU and in evaluation mode."""
         return JointModel.load(self.checkpoint)
 
+    def view(self, config: RunConfig) -> RunConfig:
+        """Return the settings with which its data are seen: those it was trained with."""
+        return config
+
     def store_of(self, model: JointModel, *, repetitions: int | None = None, has_pictures: bool = True) -> Store:
         """Return the data that the model was trained on.
 
         Raises:
             InputError: the data set is another one by now.
         """
-        store = open_store(model.config, repetitions=repetitions, has_pictures=has_pictures)
+        store = open_store(self.view(model.config), repetitions=repetitions, has_pictures=has_pictures)
         if (there := model.data["fingerprint"]) != (here := store.manifest.fingerprint):
             raise InputError(
                 f"{self.checkpoint} was trained on the data {there} of {model.data['name']!r}, and {here} is there "

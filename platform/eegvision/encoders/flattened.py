@@ -49,7 +49,10 @@ class Flattened(nn.Module):
     def forward(self, eeg_BCT: torch.Tensor, subject_B: torch.Tensor | None = None) -> torch.Tensor:
         require_segments(eeg_BCT, self.n_chans, self.n_times, self.name)
         mixed_BCT = self.before(eeg_BCT) if subject_B is None else self.before(eeg_BCT, subject_B)
-        maps = self.encode(mixed_BCT.unsqueeze(1))
+        return self.project(self.encode(mixed_BCT.unsqueeze(1)))
+
+    def project(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the embedding [B, D] of what `encode` gave."""
         if self.time_major:
             maps = maps.squeeze(2).transpose(1, 2)
         x_BD = self.enter(maps.flatten(1))

@@ -107,6 +107,15 @@ def build_original(config: ImageConfig) -> Original:
     )
 
 
+def layers_of(encoder: str) -> str:
+    """Return the pattern of the names of a network's layers worth a look: its first maps, then every block.
+
+    `encoder` is one of this module's.
+    """
+    network = _NETWORKS[encoder]
+    return network.blocks if network.first is None else f"{re.escape(network.first)}|{network.blocks}"
+
+
 def require_size(encoder: str, side_px: int) -> None:
     """Raise InputError if images of this side are too small for the encoder; every larger size will do.
 
@@ -305,6 +314,8 @@ class _Network:
     """Name of the layer that is replaced."""
     blocks: str
     """Pattern of the names of its blocks."""
+    first: str | None = None
+    """Name of the layer of its first maps (edges, colours), where these come before the first block."""
     min_px: int = 16
     """Smallest input side that leaves every layer at least one pixel."""
     patch_px: int = 0
@@ -322,11 +333,15 @@ _NETWORKS: dict[str, _Network] = {
         blocks=r"features\.(1|4|7|9|11)|classifier\.(2|5)",
         min_px=63,
     ),
-    "resnet18": _Network(build=_torchvision("resnet18"), head="fc", blocks=_RESIDUAL),
-    "resnet50": _Network(build=_torchvision("resnet50"), head="fc", blocks=_RESIDUAL),
-    "resnet101": _Network(build=_torchvision("resnet101"), head="fc", blocks=_RESIDUAL),
+    "resnet18": _Network(build=_torchvision("resnet18"), head="fc", blocks=_RESIDUAL, first="relu"),
+    "resnet50": _Network(build=_torchvision("resnet50"), head="fc", blocks=_RESIDUAL, first="relu"),
+    "resnet101": _Network(build=_torchvision("resnet101"), head="fc", blocks=_RESIDUAL, first="relu"),
     "densenet161": _Network(
-        build=_torchvision("densenet161"), head="classifier", blocks=r"features\.denseblock\d", min_px=29
+        build=_torchvision("densenet161"),
+        head="classifier",
+        blocks=r"features\.denseblock\d",
+        first="features.relu0",
+        min_px=29,
     ),
     "inception_v3": _Network(
         build=_torchvision("inception_v3", aux_logits=False, init_weights=True, transform_input=True),
@@ -341,6 +356,10 @@ _NETWORKS: dict[str, _Network] = {
         patch_px=16,
         n_class_tokens=1,
     ),
-    "convnext_tiny": _Network(build=_torchvision("convnext_tiny"), head="classifier.2", blocks=_CONVNEXT, min_px=32),
-    "convnext_base": _Network(build=_torchvision("convnext_base"), head="classifier.2", blocks=_CONVNEXT, min_px=32),
+    "convnext_tiny": _Network(
+        build=_torchvision("convnext_tiny"), head="classifier.2", blocks=_CONVNEXT, first="features.0", min_px=32
+    ),
+    "convnext_base": _Network(
+        build=_torchvision("convnext_base"), head="classifier.2", blocks=_CONVNEXT, first="features.0", min_px=32
+    ),
 }

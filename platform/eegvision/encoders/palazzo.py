@@ -59,6 +59,10 @@ class Palazzo(nn.Module):
             maps_BFT = torch.matmul(self.merge_F1C, maps_BFCT).squeeze(2)
         else:
             maps_BFT = self.temporal(eeg_BCT.unsqueeze(2)).squeeze(2)
+        return self.summarise(maps_BFT)
+
+    def summarise(self, maps_BFT: torch.Tensor) -> torch.Tensor:
+        """Return the embedding [B, D] of the merged maps: the recurrent layer and the head."""
         _, state = self.recurrent(maps_BFT.transpose(1, 2))
         hidden_1BH = state[0] if isinstance(state, tuple) else state  # an LSTM also returns its cell state
         return self.head(hidden_1BH[-1])

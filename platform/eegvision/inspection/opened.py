@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from eegvision.vocab import InputError, SplitName
 Say = Callable[[str], None]
 
 _BATCH = 256
+_NOT_LOGGED = ("chunks", "maps", "manifest.jsonl")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Opened(Selected):
     """Which model is looked at, and on which side of its data; all that other processes need to know.
 
@@ -44,22 +46,22 @@ class Opened(Selected):
     dataset: dict[str, str]
     opening: dict[str, Any] | None = None
 
+    def view(self, config: RunConfig) -> RunConfig:
+        """Return the settings with which data are looked at: with the pictures that were shown, also for a control."""
+        return replace(config, data=replace(config.data, control=None))
+
     def identity(self, analysis: str, settings: Any) -> dict[str, Any]:
         """Return what decides the results of an analysis, in words of JSON; `settings` is its dataclass."""
-        asked = dataclasses.asdict(settings)
-        return json.loads(
-            json.dumps(
-                {
-                    "analysis": analysis,
-                    "run": self.run.name,
-                    "trial": self.trial.name,
-                    "model_sha256": self.model_sha256,
-                    "dataset": self.dataset,
-                    "side": self.side,
-                    "settings": asked,
-                }
-            )
-        )
+        known = {
+            "analysis": analysis,
+            "run": self.run.name,
+            "trial": self.trial.name,
+            "model_sha256": self.model_sha256,
+            "dataset": self.dataset,
+            "side": self.side,
+            "settings": dataclasses.asdict(settings),
+        }
+        return json.loads(json.dumps(known, default=str))
 
     def folder(self, analysis: str, settings: Any) -> Path:
         """Return where an analysis with these settings lies, whether it is there or not."""
@@ -113,7 +115,7 @@ class Bench:
         self._row_N = self.store.split.rows[opened.side]
         self.image_M = np.unique(self.store.image_N[self._row_N])
         self._batches = side_batches(
-            model.config, self.store, opened.side, batch_size=_BATCH, device=self.device, has_images=False
+            opened.view(model.config), self.store, opened.side, batch_size=_BATCH, device=self.device, has_images=False
         )
 
     def rows_of(self, image: int) -> np.ndarray:
@@ -173,7 +175,9 @@ def log_run(
     note: str,
     say: Say,
 ) -> None:
-    """Log an analysis as an MLflow run that names the model it looked at; all files of `folder` but chunks go with it.
+    """Log an analysis as an MLflow run that names the model it looked at, with all files of `folder` but the large.
+
+    Chunks and `maps/`, which may take gigabytes, stay where they are.
 
     The same analysis again continues its run.
 
@@ -198,7 +202,7 @@ def log_run(
         tracker.note(key, note)
         for path in sorted(folder.rglob("*")):
             inside = path.relative_to(folder)
-            if path.is_file() and inside.parts[0] not in ("chunks", "manifest.jsonl") and not path.name.startswith("."):
+            if path.is_file() and inside.parts[0] not in _NOT_LOGGED and not path.name.startswith("."):
                 tracker.artifact(key, path, folder=str(inside.parent) if len(inside.parts) > 1 else "")
         tracker.finish(key, "FINISHED")
         url = tracker.ui_url

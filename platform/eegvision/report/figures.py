@@ -29,6 +29,7 @@ _NAMES = {
     "train/loss": "training loss",
     "val/accuracy": "right class",
 }
+_MOST_LETTERS = 28  # of a class beside a matrix
 
 
 def learning_curves(
@@ -128,7 +129,8 @@ def sweep_curves(
                 f"{name} {100 * level:.3g} %", (1, 100 * level), xytext=(2, 0), va="center",
                 xycoords=("axes fraction", "data"), textcoords="offset points", annotation_clip=False,
             )  # fmt: skip
-            axes.set_ylim(bottom=0)
+        if metric != "val/loss":
+            axes.set_ylim(bottom=0)  # last: it ends the axis' growing, and a name beyond it leaves the figure no room
         _mark_passes(axes, max(len(trial.history) for trial in drawn))
         axes.set(ylabel=f"{_NAMES[metric]}{unit}", title=f"{len(trials)} trials, validation")
         counts = Counter(trial.status for trial in trials)
@@ -173,8 +175,9 @@ def confusion(
         top = max(50.0, float(percent_KK.max()))
         picture = axes.imshow(percent_KK, cmap="Blues", vmin=0, vmax=top)
         size = 6 if is_small else 4.5
-        axes.set_xticks(range(n_classes), classes, rotation=90, fontsize=size)
-        axes.set_yticks(range(n_classes), [f"{c} ({n})" for c, n in zip(classes, n_K, strict=True)], fontsize=size)
+        names = [name if len(name) <= _MOST_LETTERS else f"{name[: _MOST_LETTERS - 1]}…" for name in classes]
+        axes.set_xticks(range(n_classes), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(n_classes), [f"{c} ({n})" for c, n in zip(names, n_K, strict=True)], fontsize=size)
         axes.set(xlabel="class of the picture retrieved first", ylabel="class of the picture shown (segments)")
         axes.set_title(f"Right class {accuracy:.1f} %, chance {100 * chance:.1f} % (n = {count_KK.sum()} segments)")
         axes.spines[["top", "right"]].set_visible(True)

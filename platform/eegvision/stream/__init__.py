@@ -11,11 +11,12 @@ read and decode start without torch (seconds each).
 
 from eegvision.stream.batches import IMAGE_MEAN, IMAGE_STD, Batch, Batches, central_views, crop_by_index, crop_by_slices
 from eegvision.stream.repeats import Repeats
-from eegvision.stream.store import Store, load_store
+from eegvision.stream.store import RESIZE, Store, load_store
 
 __all__ = [
     "IMAGE_MEAN",
     "IMAGE_STD",
+    "RESIZE",
     "Batch",
     "Batches",
     "Repeats",

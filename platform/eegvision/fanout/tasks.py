@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -63,34 +62,3 @@ def spread(
 
 def _call(work: Callable[[T], R], item: T) -> R:
     return work(item)
-
-
-class Progress:
-    """Says from time to time how far a job is, how fast and for how long still.
-
-    Args:
-        total: what there is to do, in `unit`s, about.
-        before: what earlier calls did of it.
-        say: prints a line.
-    """
-
-    def __init__(
-        self, total: int, unit: str, say: Callable[[str], None], *, before: int = 0, every_s: float = 2.0
-    ) -> None:
-        self._total, self._unit, self._say, self._before, self._every_s = total, unit, say, before, every_s
-        self._began = self._said = time.monotonic()
-
-    def at(self, n_done: int, also: str = "") -> None:
-        """Tell how much is done; prints when the last line is long enough ago."""
-        now = time.monotonic()
-        if now - self._said < self._every_s:
-            return
-        self._said = now
-        elapsed_s = now - self._began
-        rate = (n_done - self._before) / elapsed_s
-        line = f"[{elapsed_s // 60:02.0f}:{elapsed_s % 60:02.0f}] {n_done:,} of about {self._total:,} {self._unit}s"
-        line += f"{also}, {rate:,.0f} {self._unit}s/s"
-        if rate > 0 and n_done < self._total:
-            left_s = (self._total - n_done) / rate
-            line += f", about {f'{left_s:.0f} s' if left_s < 90 else f'{left_s / 60:.0f} min'} left"
-        self._say(line)
