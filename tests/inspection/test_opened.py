@@ -135,12 +135,12 @@ def test_an_analysis_is_a_run_that_names_its_model_and_carries_its_files(tiny_ru
     log_run(opened, "maps", folder, settings=Asked(), metrics={"maps/r": 0.5}, note="seen", say=said.append)
     assert str(folder) in said[-1]
     with Tracker(opened.run / "spool", experiment="elsewhere") as tracker:
-        assert tracker.knows(f"elsewhere/maps/{folder.name}")
         assert tracker.pending == 0
+    log_run(opened, "maps", folder, settings=Asked(n=4), metrics={"maps/r": 0.7}, note="seen", say=said.append)
     events = [json.loads(line) for line in (opened.run / "spool" / "events.jsonl").read_text().splitlines()]
-    start = next(event for event in events if event["do"] == "start")
+    start, other = (event for event in events if event["do"] == "start")
+    assert start["key"].startswith(f"elsewhere/maps/{folder.name}.")
+    assert other["key"] != start["key"], "other settings, other scores"
     assert start["tags"]["eegvision.model"] == f"elsewhere/{tiny_run.name}-001"
-    assert [event["path"].rpartition("/")[2] for event in events if event["do"] == "artifact"] == [
-        "map.svg",
-        "maps.csv",
-    ]
+    files = [event["path"].rpartition("/")[2] for event in events if event["do"] == "artifact"]
+    assert files == ["map.svg", "maps.csv"] * 2

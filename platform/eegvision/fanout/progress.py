@@ -10,10 +10,12 @@ Say = Callable[[str], None]
 
 _RATE_S = 120.0  # the shortest time over which a rate is taken
 _BAR = 20  # letters of the bar
+_STILL = 8.0  # times the usual pause between lines while nothing is finished
+_CALM_S = 120.0  # from when on the pause grows with the time that has passed
 
 
 class Progress:
-    """Says from time to time how far a job is, how fast and for how long still.
+    """Says from time to time how far a job is, how fast and for how long still; the longer it takes, the more rarely.
 
     The rate is that of the last half of the time, at least of two minutes: workers may have joined meanwhile.
 
@@ -26,7 +28,7 @@ class Progress:
     def __init__(self, total: int, unit: str, say: Say, *, before: int = 0, every_s: float = 2.0) -> None:
         self._total, self._unit, self._say, self._every_s = total, unit, say, every_s
         self._began = self._said = time.monotonic()
-        self._seen = deque([(self._began, before)])
+        self._seen, self._n_said = deque([(self._began, before)]), -1
         self._is_on = False
 
     @property
@@ -42,9 +44,11 @@ class Progress:
     def at(self, n_done: int, also: str = "") -> None:
         """Tell how much is done; prints when the last line is long enough ago."""
         now = time.monotonic()
-        if now - self._said < self._every_s:
+        # What takes hours needs no line every two seconds, nor does a number that has not changed.
+        pause_s = self._every_s * max(_STILL if n_done == self._n_said else 1.0, (now - self._began) / _CALM_S)
+        if now - self._said < pause_s:
             return
-        self._said = now
+        self._said, self._n_said = now, n_done
         self._seen.append((now, n_done))
         while len(self._seen) > 2 and self._seen[1][0] <= now - max(_RATE_S, (now - self._began) / 2):
             self._seen.popleft()

@@ -65,8 +65,7 @@ class Opened(Selected):
 
     def folder(self, analysis: str, settings: Any) -> Path:
         """Return where an analysis with these settings lies, whether it is there or not."""
-        what = json.dumps(self.identity(analysis, settings), sort_keys=True)
-        return self.run / analysis / f"{self.trial.name}.{self.side}.{hashlib.sha256(what.encode()).hexdigest()[:6]}"
+        return self.run / analysis / f"{self.trial.name}.{self.side}.{_hash(self.identity(analysis, settings))}"
 
 
 def open_run(
@@ -95,6 +94,10 @@ def open_run(
         dataset={"name": manifest.name, "fingerprint": manifest.fingerprint, "grade": manifest.grade},
         opening=opening,
     )
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:6]
 
 
 class Bench:
@@ -179,12 +182,14 @@ def log_run(
 
     Chunks and `maps/`, which may take gigabytes, stay where they are.
 
-    The same analysis again continues its run.
+    The same analysis again continues its run; one that shares its folder and differs in how results are shown or scored
+    has a run of its own.
 
     Args:
         note: Markdown, shown at the top of the run.
     """
-    key = f"{opened.run.name}/{analysis}/{folder.name}"
+    asked = dataclasses.asdict(settings)
+    key = f"{opened.run.name}/{analysis}/{folder.name}.{_hash(asked)}"
     with Tracker(opened.run / "spool", experiment=opened.run.name) as tracker:
         tags = {
             "eegvision.kind": analysis,
@@ -194,7 +199,7 @@ def log_run(
             "eegvision.side": opened.side,
             "eegvision.code": code_version(),
         }
-        params = {"run": opened.run.name, "trial": opened.number, **dataclasses.asdict(settings)}
+        params = {"run": opened.run.name, "trial": opened.number, **asked}
         if opened.opening is not None:
             params["opening"] = opened.opening["line"]
         tracker.start(key, name=f"{analysis} {opened.number:03d} {opened.side}", tags=tags, params=params)

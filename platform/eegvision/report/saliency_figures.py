@@ -274,7 +274,7 @@ def _triplet_numbers(triplets: Sequence[RetinotopicTriplet], channels: Sequence[
     return numbers | dict(zip(names, value_MC.T.tolist(), strict=True))
 
 
-def table_iv(rows: Mapping[str, SaliencyScores], *, caption: str = "") -> Table:
+def table_iv(rows: Mapping[str, SaliencyScores], *, caption: str = "", notes: Sequence[str] = ()) -> Table:
     """Return the paper's Table IV: s-AUC, NSS and CC of each detector, with intervals over images.
 
     A row whose name is one of `published.PALAZZO_IV` ("neural-driven", "classifier-driven", "human", ...) gets the
@@ -283,6 +283,7 @@ def table_iv(rows: Mapping[str, SaliencyScores], *, caption: str = "") -> Table:
     Args:
         rows: scores by the name of the detector, of `saliency.score_maps` or `saliency.human_ceiling`.
         caption: what was measured on what.
+        notes: what rows mean that the paper does not have.
     Raises:
         InputError: no rows, or scores of a single image, which have no interval.
     """
@@ -306,6 +307,7 @@ def table_iv(rows: Mapping[str, SaliencyScores], *, caption: str = "") -> Table:
         rows=cells,
         notes=(
             "NSS is in standard deviations of the map, and 0 by chance. Intervals are over images, drawn again.",
+            *notes,
             "Paper: real recordings, and gaze of six viewers of the same 2,000 pictures; not to be compared with "
             "scores on simulated gaze. Its human row scores the gaze density on the very fixations it was made of, as "
             "the row `human` does.",
@@ -323,7 +325,7 @@ def _detector_cells(scores: SaliencyScores | None, paper: tuple[float, float, fl
             known[metric] = {"value": float(scores.of(metric).mean()), "low": low, "high": high}
     theirs = dict(zip(("s-auc", "nss", "cc"), paper or (None, None, None), strict=True))
     nss = known["nss"]
-    said = "" if nss["value"] is None else f"{nss['value']:.2f} [{nss['low']:.2f}, {nss['high']:.2f}]"
+    said = "" if nss["value"] is None else f"{nss['value']:z.2f} [{nss['low']:z.2f}, {nss['high']:z.2f}]"
     return [
         Cell(**known["s-auc"], published=theirs["s-auc"], chance=_CHANCE["s-auc"]),
         Cell(value=None, text=said),
