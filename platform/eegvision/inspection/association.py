@@ -9,6 +9,7 @@ layer, G maps of all layers, D embedding, P parts of the pictures, N links.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from eegvision import cluster, fanout
+from eegvision import cluster, fanout, runs
 from eegvision.analyses.activation import Ascent, Visualisation, maximise
 from eegvision.analyses.association import (
     Association,
@@ -138,10 +139,10 @@ def run_association(
     _draw(folder, plan, bench, whole, links, visuals)
     text = table(whole, plan, channels)
     say(f"\n{text}\n")
-    log_run(
-        opened, "association", folder, settings=settings, metrics=_metrics(whole, plan), note=f"```\n{text}\n```",
-        say=say,
-    )  # fmt: skip
+    metrics = _metrics(whole, plan)
+    summary = opened.about(settings) | {"notes": notes, "found": metrics}
+    runs.write_whole(folder / "summary.json", json.dumps(summary, indent=1))
+    log_run(opened, "association", folder, settings=settings, metrics=metrics, note=f"```\n{text}\n```", say=say)
     return folder
 
 

@@ -25,7 +25,6 @@ from eegvision.analyses.windows import Ranked, ViewScore, view_score
 from eegvision.evaluate.clusters import Clusters, both_neighbours, channel_neighbours, cluster_test
 from eegvision.report import channel_figures
 from eegvision.stream import Store
-from eegvision.tracking import code_version
 from eegvision.vocab import InputError
 
 ALPHA = 0.05
@@ -326,7 +325,6 @@ def _summary(
     channels, intervals = store.manifest.channels, [each["name"] for each in got.stretches[1:]]
     return {
         **about,
-        "code": code_version(),
         "n_segments": len(row_N),
         "n_pictures": len(np.unique(store.image_N[row_N])),
         "n_subjects": len(np.unique(store.subject_N[row_N])),

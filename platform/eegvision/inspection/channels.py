@@ -134,26 +134,13 @@ def run_channels(
         (_stretch(found, part, plan, store.manifest.channels) for part in range(len(plan.samples) + 1)),
         _views(found, plan),
         circumstances,
-        _about(opened, settings),
+        opened.about(settings),
     )
     say(f"\n{report.text}\n")
     log_run(
         opened, "channels", folder, settings=settings, metrics=report.metrics, note=f"```\n{report.text}\n```", say=say
     )
     return folder
-
-
-def _about(opened: Opened, settings: ChannelSettings) -> dict[str, object]:
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
-    return {
-        "run": opened.run.name,
-        "trial": opened.number,
-        "model_sha256": opened.model_sha256,
-        "dataset": opened.dataset,
-        "side": opened.side,
-        "opening": opened.opening,
-        "settings": asked,
-    }
 
 
 # ---- what is to be done

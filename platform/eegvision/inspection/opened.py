@@ -67,6 +67,20 @@ class Opened(Selected):
         """Return where an analysis with these settings lies, whether it is there or not."""
         return self.run / analysis / f"{self.trial.name}.{self.side}.{_hash(self.identity(analysis, settings))}"
 
+    def about(self, settings: Any) -> dict[str, Any]:
+        """Return what the numbers of an analysis must be read with, in words of JSON."""
+        known = {
+            "run": self.run.name,
+            "trial": self.number,
+            "model_sha256": self.model_sha256,
+            "dataset": self.dataset,
+            "side": self.side,
+            "opening": self.opening,
+            "code": code_version(),
+            "settings": dataclasses.asdict(settings),
+        }
+        return json.loads(json.dumps(known, default=str))
+
 
 def open_run(
     name: str, *, trial: int | None, side: SplitName, purpose: str, again: str | None = None, say: Say

@@ -50,7 +50,7 @@ from eegvision.inspection.recovery_truth import (
     projections,
     sized,
 )
-from eegvision.inspection.saliency import scales_of
+from eegvision.inspection.saliency import scales_of, spread_over_classes
 from eegvision.tracking import Tracker, code_version
 from eegvision.vocab import InputError
 
@@ -187,7 +187,8 @@ def _look_into(
     Each recording has a folder of its own, so that those that join later leave it as it is.
     """
     own = {arm: opened[f"{arm}-{seed}"] for arm in ARMS}
-    identity = {"models": {arm: one.model_sha256 for arm, one in own.items()}, "draws": settings.draws}
+    models = {arm: one.model_sha256 for arm, one in own.items()}
+    identity = {"models": models, "draws": settings.draws, "mapped": settings.mapped}
     what = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:6]
     return fanout.compute(
         partial(_prepare, settings),
@@ -210,24 +211,24 @@ def _prepare(settings: RecoverySettings) -> Callable[[tuple[Part, Opened]], dict
 
 
 @torch.no_grad()
-def _eeg_of_pictures(bench: Bench) -> torch.Tensor:
+def _eeg_of_pictures(bench: Bench, image_M: np.ndarray) -> torch.Tensor:
     """Return the mean embedding of each picture's segments, [M, D]."""
     means = []
-    for image in bench.image_M.tolist():
+    for image in image_M.tolist():
         eeg_BCT, subject_B = bench.eeg(bench.rows_of(image))
         means.append(bench.model.encode_eeg(eeg_BCT, subject_B).mean(0))
     return torch.stack(means)
 
 
-def _saliency(bench: Bench, _settings: RecoverySettings) -> dict[str, np.ndarray]:
-    phi_MD = _eeg_of_pictures(bench)
+def _saliency(bench: Bench, settings: RecoverySettings) -> dict[str, np.ndarray]:
+    image_M = spread_over_classes(bench.store, bench.image_M, settings.mapped, seed=0)
     _, size_px = network_of(bench.model)
     maps = []
-    for phi_D, image in zip(phi_MD, bench.image_M.tolist(), strict=True):
+    for phi_D, image in zip(_eeg_of_pictures(bench, image_M), image_M.tolist(), strict=True):
         pixel_3HW = bench.pixels(np.array([image]))[0]
         found = saliency_map(bench.model, phi_D[None], pixel_3HW, scales_px=scales_of(None, size_px), engine=Fast())
         maps.append(found.map_NHW[0])
-    return {"map_MHW": np.stack(maps), "image_id_M": bench.store.image_id_M[bench.image_M].astype(np.str_)}
+    return {"map_MHW": np.stack(maps), "image_id_M": bench.store.image_id_M[image_M].astype(np.str_)}
 
 
 @torch.no_grad()

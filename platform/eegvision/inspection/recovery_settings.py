@@ -25,6 +25,8 @@ class RecoverySettings:
     """Classes of pictures."""
     images_per_class: int = 40
     """Pictures of each class; a fifth of them is looked at."""
+    mapped: int = 30
+    """Of the pictures looked at, how many have their saliency mapped, every class as often as another."""
     draws: int = 2
     """Times the noise is drawn that takes a channel's place."""
 
@@ -34,6 +36,7 @@ class RecoverySettings:
             ("first_seed", self.first_seed >= 0, "at least 0"),
             ("snr", self.snr > 0, "above 0"),
             ("images_per_class", self.images_per_class >= 10, "at least 10, two of which are looked at"),
+            ("mapped", self.mapped >= 2, "at least 2"),
             ("draws", self.draws >= 1, "at least 1"),
         ):
             if not holds:

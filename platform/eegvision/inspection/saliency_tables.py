@@ -30,7 +30,6 @@ from eegvision.inspection.saliency_settings import SaliencySettings
 from eegvision.report import saliency_figures
 from eegvision.report.saliency_figures import MapRow
 from eegvision.stream import Store
-from eegvision.tracking import code_version
 from eegvision.vocab import InputError
 
 NEURAL, CLASSIFIER, CENTRE, HUMAN, NEXT = "neural-driven", "classifier-driven", "centre", "human", "one viewer"
@@ -378,20 +377,8 @@ def _summary(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     return {
-        "run": opened.run.name,
-        "trial": opened.number,
-        "model_sha256": opened.model_sha256,
-        "dataset": opened.dataset,
-        "side": opened.side,
-        "opening": opened.opening,
-        "code": code_version(),
-        "engine": settings.engine,
-        "dtype": settings.dtype,
-        "seed": settings.seed,
-        "fidelity": settings.fidelity if settings.engine == "fast" else None,
+        **opened.about(settings),
         "scales_px": list(scene.scales_px),
-        "fill": settings.fill,
-        "normalise_scales": settings.normalise_scales,
         "n_pictures": len(scene.image_M),
         "size_px": scene.size_px,
         "gaze_sigma_px": settings.gaze_sigma * scene.size_px,

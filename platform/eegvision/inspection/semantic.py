@@ -7,6 +7,7 @@ Axes: N samples of the side, M pictures of the side, D embedding, K concepts.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eegvision import runs
 from eegvision.analyses.semantic import SemanticSimilarity, mds_map, pca_map, semantic_similarity
 from eegvision.assess.scores import read_categories
 from eegvision.inspection.feature_settings import SemanticSettings
@@ -91,6 +93,7 @@ def run_semantic(
         for pair, one in found.items()
         for what, value in {"within": one.within, "between": one.between, "p": one.p}.items()
     }
+    runs.write_whole(folder / "summary.json", json.dumps(opened.about(settings) | {"found": metrics}, indent=1))
     log_run(opened, "semantic", folder, settings=settings, metrics=metrics, note=f"```\n{text}\n```", say=say)
     return folder
 
