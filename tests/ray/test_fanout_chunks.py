@@ -115,13 +115,16 @@ def test_a_lost_worker_costs_the_chunk_it_was_at(tmp_path, marks, alone):
     run(partial(load, marks, is_lost_once), tmp_path / "out", lines.append)
     assert contents(tmp_path / "out") == alone
     again = [chunk.item for chunk in CHUNKS if n_calls(marks, chunk.item) == 2]
-    # Whose answer was still on its way when the process ended is done again as well: the one before, at most.
-    assert {5, 8} <= set(again) <= {4, 5, 7, 8}
+    # A worker has two chunks at most: one whose answer was on its way when it ended, or that it had just begun, is done
+    # again as well.
+    assert {5, 8} <= set(again) <= {4, 5, 6, 7, 8, 9}
     for number in (5, 8):
         assert len(set((marks / f"called-{number}").read_text().split())) == 2, "another process did it"
-    killed, broken = sorted(line for line in lines if "was lost" in line)
-    assert re.match(r"a worker was lost at chunk 'n0[45]', others go on \(The actor is dead because its worker", killed)
-    assert broken.startswith("a worker was lost at chunk 'n08', others go on (AcceleratorError: CUDA error: an illegal")
+    told = [line for line in lines if "was lost" in line]
+    killed = r"a worker was lost at chunk 'n0[456]', others go on \(The actor is dead because its worker"
+    broken = r"a worker was lost at chunk 'n08', others go on \(AcceleratorError: CUDA error: an illegal"
+    for pattern in (killed, broken):
+        assert any(re.match(pattern, line) for line in told), told
 
 
 def test_bad_chunks_are_set_aside_and_the_rest_is_done(tmp_path, marks, alone):
@@ -129,7 +132,9 @@ def test_bad_chunks_are_set_aside_and_the_rest_is_done(tmp_path, marks, alone):
         run(partial(load, marks, is_bad_at_times), tmp_path / "out")
     assert "'n01': ValueError: odd (test_fanout_chunks.py, line " in str(caught.value)
     assert "'n03': its process ended 3 times, the last time: The actor is dead because" in str(caught.value)
-    assert (n_calls(marks, 1), n_calls(marks, 3)) == (1, 3)
+    assert n_calls(marks, 1) == 1
+    # Once or so the end of its process may be put down to the chunk before it, whose answer was still on its way.
+    assert 3 <= n_calls(marks, 3) <= 5
     assert results(tmp_path / "out").missing == ("n01", "n03")
     run(partial(load, marks), tmp_path / "out")
     assert contents(tmp_path / "out") == alone
