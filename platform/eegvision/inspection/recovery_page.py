@@ -28,6 +28,7 @@ from eegvision.tracking import code_version, environment
 Scores = Mapping[int, Mapping[Arm, Mapping[str, Found]]]
 """seed -> arm -> quantity."""
 
+_WIDE = "font-size:10px;white-space:pre;overflow-x:auto"  # 156 letters
 _PICTURES = 4  # with maps on the page
 _STRETCHES = {"whole segment, all sources": (0, "all"), "80-160 ms, occipital sources": (2, "occipital"),
               "160-320 ms, temporal sources": (3, "temporal")}  # fmt: skip
@@ -226,9 +227,10 @@ def _write_page(
     meanings = "".join(
         f"<li><strong>{escaped(quantity.title)}</strong>: {escaped(quantity.says)}</li>" for quantity in QUANTITIES
     )
+    numbers = f'<pre style="{_WIDE}">{escaped(table(scores))}</pre>'
     body = [
         head,
-        section("Scores", f"{_image(images['scores'])}<pre>{escaped(table(scores))}</pre><ul>{meanings}</ul>"),
+        section("Scores", f"{_image(images['scores'])}{numbers}<ul>{meanings}</ul>"),
         section("Where in the head", _image(images["scalps"])),
         section("Where in the picture", _image(images["maps"])),
     ]
