@@ -4,15 +4,19 @@ import errno
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_equal
 
 from eegvision.fanout import Chunk, Results, compute, results
+from eegvision.fanout.chunks import Failed, Worker, Written
 from eegvision.vocab import InputError, RunInUseError
 
 pytestmark = pytest.mark.usefixtures("without_ray")
@@ -128,6 +132,46 @@ def test_a_changed_byte_is_noticed_when_the_chunk_is_read(tmp_path):
     done.read("n03")
     path.unlink()
     run(tmp_path).read("n04")
+
+
+def test_the_next_chunk_is_computed_while_a_file_is_flushed_and_a_third_waits(tmp_path, monkeypatch):
+    flushing, disk, flush = threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        flushing.set()
+        assert disk.wait(30)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    (tmp_path / "chunks").mkdir()
+    worker = Worker(lambda: squares, [(chunk.key, chunk.item) for chunk in CHUNKS], tmp_path)
+    assert worker.begin() is None
+    with ThreadPoolExecutor(1) as writes, ThreadPoolExecutor(1) as computes:
+        worker.compute(4)
+        first = writes.submit(worker.write, 4)
+        assert flushing.wait(30)
+        worker.compute(2)
+        third = computes.submit(worker.compute, 1)
+        begun: list[Future[Any]] = [first, third]
+        assert not wait(begun, timeout=0.2).done
+        disk.set()
+        answers = [first.result(), *(writes.submit(worker.write, number).result() for number in (2, 1))]
+    for number, answer in zip((4, 2, 1), answers, strict=True):
+        assert isinstance(answer, Written)
+        with np.load(tmp_path / "chunks" / answer.part) as arrays:
+            assert_equal(dict(arrays), squares(number))
+
+
+def test_what_ends_a_process_ends_the_waiting_for_its_chunk(tmp_path):
+    def interrupted(number: int) -> dict[str, np.ndarray]:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    (tmp_path / "chunks").mkdir()
+    worker = Worker(lambda: interrupted, [("a", 0)], tmp_path)
+    worker.begin()
+    with pytest.raises(KeyboardInterrupt):
+        worker.compute(0)
+    assert worker.write(0) == Failed(reason="KeyboardInterrupt", whose="process")
 
 
 def test_reading_what_is_not_there_says_what_to_run(tmp_path):

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import queue
 import time
 import traceback
 import uuid
@@ -206,8 +207,20 @@ class Failed:
     whose: Literal["input", "process", "chunk"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """A chunk between computing and writing."""
+
+    number: int
+    arrays: Mapping[str, np.ndarray] | Failed
+    seconds: float
+
+
 class Worker:
-    """One process's part: makes the function once, then writes chunks; answers with a reason instead of raising.
+    """One process's part: makes the function once, then computes and writes chunks; returns reasons, never raises.
+
+    `write` waits for what `compute` makes and may be called from another thread, so that the next chunk is computed
+    while a file is written: flushing one to a busy disk takes up to seconds.
 
     Args:
         items: key and item of every chunk, so that a call names a chunk by its number.
@@ -216,6 +229,7 @@ class Worker:
     def __init__(self, prepare: Callable[[], Work], items: Sequence[tuple[str, Any]], folder: Path) -> None:
         self._prepare, self._items, self._folder = prepare, items, folder
         self._work: Work | None = None
+        self._made: queue.Queue[_Made] = queue.Queue(maxsize=1)  # a slow disk does not fill the memory
 
     def begin(self) -> Failed | None:
         """Make the function."""
@@ -227,19 +241,34 @@ class Worker:
             return _explained(error, self._folder)
         return None
 
-    def write(self, number: int) -> Written | Failed:
-        """Compute and write a chunk."""
+    def compute(self, number: int) -> None:
+        """Compute a chunk."""
         assert self._work is not None, "begin comes first"
-        key, item = self._items[number]
-        # A name of its own for every attempt: two of one chunk may be under way when a machine was given up too early.
-        part = self._folder / "chunks" / f".{key}.{uuid.uuid4().hex}.part"
         began = time.perf_counter()
+        made: Mapping[str, np.ndarray] | Failed
         try:
-            _write_arrays(part, self._work(item))
+            made = self._work(self._items[number][1])
+        except Exception as error:
+            made = _explained(error, self._folder)
+        except BaseException as error:  # `write` would wait for ever
+            made = Failed(reason=type(error).__name__, whose="process")
+            raise
+        finally:
+            self._made.put(_Made(number=number, arrays=made, seconds=round(time.perf_counter() - began, 3)))
+
+    def write(self, number: int) -> Written | Failed:
+        """Write the chunk that `compute` was called with, in the same order."""
+        made = self._made.get()
+        assert made.number == number, (made.number, number)
+        if isinstance(made.arrays, Failed):
+            return made.arrays
+        # A name of its own for every attempt: two of one chunk may be under way when a machine was given up too early.
+        part = self._folder / "chunks" / f".{self._items[number][0]}.{uuid.uuid4().hex}.part"
+        try:
+            _write_arrays(part, made.arrays)
             with part.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            seconds = round(time.perf_counter() - began, 3)
-            return Written(part=part.name, sha256=sha256, n_bytes=part.stat().st_size, seconds=seconds)
+            return Written(part=part.name, sha256=sha256, n_bytes=part.stat().st_size, seconds=made.seconds)
         except BaseException as error:
             part.unlink(missing_ok=True)
             if not isinstance(error, Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import time
@@ -29,6 +30,7 @@ from eegvision.runs import sole_owner
 from eegvision.vocab import InputError
 
 _LOOK_S = 1.0  # how long to wait for results before looking round the cluster again
+_DISK = "disk"  # the thread of a worker that writes
 _WORDS = 400  # of Ray's message about a lost actor, in letters
 
 
@@ -95,18 +97,40 @@ def _work_here(prepare: Callable[[], Work], book: Book, folder: Path) -> None:
     book.progress.begin()
     while book.waiting:
         number = book.waiting.popleft()
+        worker.compute(number)
         book.enter(number, worker.write(number))
         book.at()
 
 
+class _Hired(Worker):
+    """A worker with a process of its own."""
+
+    def begin(self) -> Failed | None:
+        """Make the function."""
+        failed = super().begin()
+        # As long as anything waits for room, Ray has every process of the cluster collect garbage, every 10 s: with
+        # what is loaded left out of it that costs a millisecond, not a tenth of a second.
+        gc.collect()
+        gc.freeze()
+        return failed
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A chunk that a worker has, and the reference that tells that it is computed."""
+
+    number: int
+    computed: Any
+
+
 @dataclass(eq=False)
 class _Member:
-    """A worker on the cluster: asked for; ready once `begun` is None; with the chunks it has, the current one first."""
+    """A worker on the cluster: asked for; ready once `begun` is None; with the chunks it has by what they wait for."""
 
     actor: Any
     begun: Any
     asked_s: float
-    calls: dict[Any, int] = field(default_factory=dict)
+    calls: dict[Any, _Call] = field(default_factory=dict)
 
 
 class _Crew:
@@ -119,7 +143,9 @@ class _Crew:
         self._ray: Any
         self._ray, self._book, self._folder, self._needs = ray, book, folder, {"CPU": cpus, "GPU": gpus}
         # Ray would restart an actor where it was; we ask for a new one wherever there is room, and know that it did.
-        self._kind: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(Worker)
+        remote: Any = ray.remote  # whose types leave concurrency_groups out
+        options = {"num_cpus": cpus, "num_gpus": gpus, "concurrency_groups": {_DISK: 1}}
+        self._kind = remote(**options, max_restarts=0, max_task_retries=0)(_Hired)
         self._prepare = ray.put(prepare)
         self._items = ray.put([(chunk.key, chunk.item) for chunk in book.chunks])
         self._members: list[_Member] = []
@@ -186,7 +212,9 @@ class _Crew:
                 # At the end each goes to whoever is free, so that none waits behind another while a worker is idle.
                 if len(member.calls) == n_calls and waiting and not (n_calls and is_end):
                     number = waiting.popleft()
-                    member.calls[member.actor.write.remote(number)] = number
+                    computed = member.actor.compute.remote(number)
+                    written = member.actor.write.options(concurrency_group=_DISK).remote(number)
+                    member.calls[written] = _Call(number, computed)
 
     def _receive(self, member: _Member, ref: Any) -> None:
         try:
@@ -200,12 +228,20 @@ class _Crew:
             else:
                 self._not_begun(member, answer)
         elif isinstance(answer, Failed) and answer.whose == "process":
-            number, *rest = member.calls.values()
-            self._book.waiting.extendleft(reversed(rest))
+            # One that is computed and was still to be written is not what ended the process.
+            calls = sorted(member.calls.values(), key=self._is_computed)
+            self._book.waiting.extendleft(call.number for call in reversed(calls[1:]))
             self._dismiss(member)
-            self._book.lose(number, answer.reason)
+            self._book.lose(calls[0].number, answer.reason)
         else:
-            self._book.enter(member.calls.pop(ref), answer)
+            self._book.enter(member.calls.pop(ref).number, answer)
+
+    def _is_computed(self, call: _Call) -> bool:
+        try:
+            self._ray.get(call.computed, timeout=0)
+        except self._ray.exceptions.RayError:
+            return False
+        return True
 
     def _not_begun(self, member: _Member, failed: Failed) -> None:
         """Bear that a worker does not start, as on a broken machine, as long as others do."""

@@ -1,0 +1,252 @@
+"""A lab's cluster on one machine: each pod of rendered manifests a host, started with the commands it would get.
+
+In place of the kubelet: a container's command, environment, mounts and memory limit; services as names; Secrets drawn
+for the occasion. In place of KubeRay: the pods that `k8s.pods` derives; a new cluster with the same entrypoint when a
+job failed. The image is this checkout with the Python that runs the tests; PostgreSQL's is Debian's. Network policies,
+probes, users and the operator's status are not simulated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.hosts import Host, Network, network, until
+from k8s.pods import Container, Object, Pod, head_service, pods, quantity, workload
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_POSTGRES = Path("/usr/lib/postgresql")
+# Two cores hold a few hosts, each with an object store of its own.
+_OBJECT_STORE = 120_000_000
+# What PostgreSQL's image does with an empty volume, then the server itself.
+_START_POSTGRES = """
+export PATH={bin}:$PATH
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+  initdb -U postgres --pwfile=<(echo "$POSTGRES_PASSWORD") --auth-host=scram-sha-256 --auth-local=trust -N >/dev/null
+  echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
+  pg_ctl -w start -o "-c listen_addresses='' -F" -l /tmp/ray/init.log
+  for script in /docker-entrypoint-initdb.d/*.sh; do /bin/bash "$script"; done
+  pg_ctl -w stop -m fast
+fi
+exec postgres -F -c listen_addresses='*'
+"""
+
+
+def postgres_folder() -> Path | None:
+    """Return where PostgreSQL's programs are, if the machine has them."""
+    found = sorted(_POSTGRES.glob("*/bin/initdb"))
+    return found[-1].parent if found else None
+
+
+def drawn_secrets() -> dict[str, dict[str, str]]:
+    """Return values for all Secrets that `k8s/secrets.yaml.example` asks for."""
+    example = (ROOT / "k8s" / "secrets.yaml.example").read_text()
+    asked = [one for one in yaml.safe_load_all(example) if one]
+    return {
+        one["metadata"]["name"]: {
+            key: secrets.token_hex(16) if value == "CHANGE-ME" else value for key, value in one["stringData"].items()
+        }
+        for one in asked
+    }
+
+
+@dataclass(eq=False)
+class RayCluster:
+    """The pods of one attempt of a RayJob."""
+
+    head: Host
+    workers: list[Host]
+    submitter: Host
+    submission: subprocess.Popen[bytes]
+
+
+@dataclass(eq=False)
+class Lab:
+    """Rendered manifests, come alive."""
+
+    net: Network
+    objects: list[Object]
+    secrets: dict[str, dict[str, str]]
+    folder: Path
+    _claims: dict[str, Path] = field(default_factory=dict)
+    _n_clusters: int = 0
+
+    @property
+    def shared(self) -> Path:
+        """The volume that all Ray pods share."""
+        return self.claim("eeg-shared")
+
+    def claim(self, name: str) -> Path:
+        """Return the folder behind a PersistentVolumeClaim."""
+        if name not in self._claims:
+            self._claims[name] = self.folder / "volumes" / name
+            self._claims[name].mkdir(parents=True, exist_ok=True)
+        return self._claims[name]
+
+    def start_postgres(self) -> Host:
+        """Start the StatefulSet, and wait until it takes connections."""
+        pod = workload(self.objects, "StatefulSet", "postgres", secrets=self.secrets)
+        host = self.net.host("postgres-0", [*_service_names("postgres")])
+        found = postgres_folder()
+        assert found is not None
+        command = _START_POSTGRES.format(bin=found)
+        self.run(host, pod.containers[0], command=command, user="postgres")
+        until(
+            "PostgreSQL takes connections", lambda: "ready to accept connections" in host.log("postgres"), timeout_s=60
+        )
+        return host
+
+    def start_mlflow(self) -> Host:
+        """Start the tracking server (or start it anew), and wait until it answers; make the Ray pods' account."""
+        pod = workload(self.objects, "Deployment", "mlflow", secrets=self.secrets)
+        host = self.net.host("mlflow-0", [*_service_names("mlflow")])
+        for container in pod.init:
+            self._finish(host, container)
+        self.serve_mlflow(host)
+        account = workload(self.objects, "Job", "mlflow-user", secrets=self.secrets)
+        self._finish(host, account.containers[0])
+        return host
+
+    def serve_mlflow(self, host: Host) -> None:
+        """Start the server's own container, and wait until it is healthy."""
+        pod = workload(self.objects, "Deployment", "mlflow", secrets=self.secrets)
+        self.run(host, pod.containers[0])
+        until("MLflow is healthy", lambda: self.get(host, "http://localhost:5000/health")[0] == 200, timeout_s=120)
+
+    def start_job(self, name: str) -> RayCluster:
+        """Start head, workers and submitter of a RayJob, as the operator does for each attempt."""
+        self._n_clusters += 1
+        made = self._pods(name)
+        (head_pod,) = [pod for pod in made if pod.role == "head"]
+        (submitter_pod,) = [pod for pod in made if pod.role == "submitter"]
+        service = head_service(f"{name}-{self._n_clusters:05}", _namespace(self.objects))
+        head = self.net.host(head_pod.name, _service_aliases(service))
+        self.run(head, head_pod.containers[0])
+        workers = [self.start_worker(pod) for pod in made if pod.role == "worker"]
+        submitter = self.net.host(submitter_pod.name)
+        submission = self.run(submitter, submitter_pod.containers[0])
+        return RayCluster(head=head, workers=workers, submitter=submitter, submission=submission)
+
+    def start_worker(self, pod: Pod) -> Host:
+        """Start a worker: what waits for the head, then Ray; under a name of its own, as every new pod has one."""
+        n_before = sum(host.name.startswith(pod.name) for host in self.net.hosts)
+        host = self.net.host(f"{pod.name}-{n_before}" if n_before else pod.name)
+        waits = " && ".join(f"({container.command})" for container in pod.init).replace("sleep 5", "sleep 1")
+        main = pod.containers[0]
+        self.run(host, main, command=f"{waits} && {main.command}")
+        return host
+
+    def replace_worker(self, name: str) -> Host:
+        """Start one more worker of the job's running cluster, as the operator does for a lost one."""
+        return self.start_worker(next(pod for pod in self._pods(name) if pod.role == "worker"))
+
+    def _pods(self, name: str) -> list[Pod]:
+        cluster = f"{name}-{self._n_clusters:05}"
+        return pods(self.objects, name, secrets=self.secrets, cluster=cluster, submission=cluster)
+
+    def run(
+        self, host: Host, container: Container, *, command: str | None = None, user: str | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a container on a host."""
+        text = re.sub(
+            r"\bray start\b", f"ray start --object-store-memory={_OBJECT_STORE}", command or container.command
+        )
+        memory = int(quantity(container.limits["memory"])) if "memory" in container.limits else None
+        return host.start(
+            text,
+            log=container.name,
+            env=self._environment(container),
+            cwd=ROOT,
+            mounts=self._mounts(host, container, user),
+            memory_bytes=memory,
+            user=user,
+        )
+
+    def _finish(self, host: Host, container: Container) -> None:
+        code = self.run(host, container).wait(180)
+        assert code == 0, host.log(container.name)
+
+    def _environment(self, container: Container) -> dict[str, str]:
+        own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "LANG": "C.UTF-8"}
+        # Stands in for the image: the package from this checkout, and arithmetic that does not use all cores at once.
+        own |= {"TMPDIR": "/tmp/ray", "OMP_NUM_THREADS": "1"}
+        return own | dict(container.env)
+
+    def _mounts(self, host: Host, container: Container, user: str | None) -> dict[str, Path]:
+        mounts: dict[str, Path] = {}
+        for mount in container.mounts:
+            kind = next(iter(mount.source), "claim")
+            if mount.path == "/dev/shm":
+                continue
+            # /tmp itself may hold this checkout, and does hold the other volumes.
+            path = "/tmp/ray" if mount.path in ("/tmp", "/tmp/ray") else mount.path
+            if mount.claim is not None:
+                mounts[path] = self.claim(mount.claim)
+            elif kind == "configMap":
+                mounts[path] = self._config_map(mount.source["configMap"]["name"])
+            elif kind == "emptyDir":
+                mounts[path] = host.folder / "volumes" / mount.volume
+            else:  # of a StatefulSet's template
+                mounts[path] = self.claim(f"{mount.volume}-{host.name}")
+            mounts[path].mkdir(parents=True, exist_ok=True)
+            if user is not None and kind != "configMap":
+                shutil.chown(mounts[path], user, user)
+        return mounts
+
+    def _config_map(self, name: str) -> Path:
+        data = next(one for one in self.objects if one["kind"] == "ConfigMap" and one["metadata"]["name"] == name)
+        folder = self.folder / "configmaps" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, text in data["data"].items():
+            (folder / key).write_text(text)
+        return folder
+
+    def get(self, host: Host, url: str, headers: Iterable[str] = ()) -> tuple[int, str]:
+        """Fetch a page from a host; the status is 0 where nobody answers."""
+        flags = [word for header in headers for word in ("-H", header)]
+        command = ["curl", "-sS", "--max-time", "5", "-w", "\n%{http_code}", *flags, url]
+        done = subprocess.run(
+            ["ip", "netns", "exec", host.space, *command], check=False, capture_output=True, text=True
+        )
+        text, _, code = done.stdout.rpartition("\n")
+        return int(code or 0), text
+
+    def ray(self, cluster: RayCluster, path: str) -> Any:
+        """Ask the head's dashboard, with the token."""
+        token = self.secrets["ray-token"]["auth_token"]
+        code, text = self.get(cluster.head, f"http://localhost:8265{path}", [f"Authorization: Bearer {token}"])
+        return json.loads(text) if code == 200 else None
+
+
+def _namespace(objects: list[Object]) -> str:
+    return next(one["metadata"]["name"] for one in objects if one["kind"] == "Namespace")
+
+
+def _service_names(name: str) -> Iterator[str]:
+    yield name
+    yield from _service_aliases(f"{name}.eegvision.svc.cluster.local")
+
+
+def _service_aliases(full: str) -> list[str]:
+    parts = full.split(".")
+    return [".".join(parts[:count]) for count in (3, 5)]
+
+
+@contextmanager
+def lab(objects: list[Object], folder: Path) -> Iterator[Lab]:
+    """Make a lab without any pod running yet; all that ran in it ends with it."""
+    with network(folder / "hosts") as net:
+        yield Lab(net=net, objects=objects, secrets=drawn_secrets(), folder=folder)
