@@ -7,10 +7,11 @@ STAMP := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup sweep test lint lock ui clean
+.PHONY: help setup sweep test lint lock ui cluster-check clean
 help:
 	@echo "make sweep    set up, simulate a data set if there is none, search encoders on it (about 6 minutes)"
 	@echo "make ui       open MLflow on what was run"
+	@echo "make cluster-check  could runs go to the cluster of RAY_ADDRESS (else this machine), could strangers get in?"
 	@echo "make test     set up, then lint, types and tests"
 	@echo "make setup    only set up: $(VENV) with the locked packages"
 	@echo "make lock     resolve requirements.lock anew from pyproject.toml"
@@ -50,6 +51,9 @@ lock: $(UV)
 
 ui: setup
 	@$(BIN)/python jobs/ui.py
+
+cluster-check: setup
+	@$(BIN)/python jobs/cluster_check.py $(ARGS)
 
 clean:
 	@rm -rf $(VENV) .ruff_cache .pytest_cache .hypothesis

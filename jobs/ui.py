@@ -1,5 +1,7 @@
 """Open MLflow on what was run: prints the address and serves until Ctrl-C.
 
+What ended runs could not ship, because MLflow was down, is shipped first.
+
 python jobs/ui.py
 """
 
@@ -23,9 +25,14 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Become the MLflow server."""
+    """Ship what waited in ended runs, and become the MLflow server."""
+    from eegvision import tracking
+
+    for spool in sorted((home() / "runs").glob("*/spool")):
+        if said := tracking.ship_rest(spool, spool.parent.name):
+            print_line(said)
     if remote := os.environ.get("MLFLOW_TRACKING_URI"):
-        print_line(f"runs are tracked at {remote}: open it in a browser")
+        print_line(f"runs are tracked at {tracking.without_password(remote)}: open it in a browser")
         return
     database = home() / "mlflow.db"
     if not database.exists():

@@ -1,5 +1,6 @@
 """eegvision.cli: flags over file over defaults, errors that name file and setting, exit codes."""
 
+import errno
 import os
 import signal
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import tyro
 
 from eegvision.cli import BAD_INPUT, DONE, TRY_AGAIN, parse, run_job
 from eegvision.config import RunConfig, SweepConfig
-from eegvision.vocab import InputError
+from eegvision.vocab import InputError, TryAgainError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +84,21 @@ def test_a_missing_or_huge_file_is_refused(tmp_path):
         parse(Options, ["--config"])
 
 
-def test_exit_codes_tell_bad_input_from_an_interruption(capsys):
+def test_exit_codes_tell_bad_input_from_what_another_try_mends(capsys):
     def refuse(_: Options) -> None:
         raise InputError("no such thing; use another")
 
     def terminate(_: Options) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def find_it_full(_: Options) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("could not write the state") from error
+
+    def wait(_: Options) -> None:
+        raise TryAgainError("trial 3 could not store its work")
 
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -98,6 +108,10 @@ def test_exit_codes_tell_bad_input_from_an_interruption(capsys):
         assert capsys.readouterr().err == "error: no such thing; use another\n"
         assert run_job(Options, terminate, argv=argv) == TRY_AGAIN
         assert "the same command goes on" in capsys.readouterr().err
+        assert run_job(Options, wait, argv=argv) == TRY_AGAIN
+        assert capsys.readouterr().err == "error: trial 3 could not store its work\n"
+        assert run_job(Options, find_it_full, argv=argv) == TRY_AGAIN
+        assert "no space is left on the disk (could not write the state)" in capsys.readouterr().err
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -11,12 +11,14 @@ import pytest
 
 from eegvision.config import (
     EEG_DEFAULTS,
+    PLACES,
     DataConfig,
     EegConfig,
     EegEncoderName,
     ImageConfig,
     LossConfig,
     OptimConfig,
+    Place,
     RunConfig,
     SweepConfig,
     TrainConfig,
@@ -146,6 +148,27 @@ def test_every_encoder_has_its_published_settings_and_only_those_it_names():
 def test_a_sweep_needs_at_least_one_trial():
     with pytest.raises(InputError, match="trials is 0; expected at least 1"):
         SweepConfig(trials=0)
+
+
+@pytest.mark.parametrize("name", ["memory_gb_per_trial", "trial_hours", "stall_minutes"])
+def test_a_limit_of_a_trial_is_above_zero_or_none(name):
+    nothing: dict[str, Any] = {name: 0.0}
+    with pytest.raises(InputError, match=f"{name} is 0.0; expected above 0"):
+        SweepConfig(**nothing)
+    unlimited: dict[str, Any] = {name: None}
+    assert getattr(SweepConfig(**unlimited), name) is None
+
+
+def test_every_place_has_what_a_trial_may_hold():
+    assert set(PLACES) == set(get_args(Place))
+    for workers, cpus, gpus in PLACES.values():
+        assert SweepConfig(workers_per_trial=workers, cpus_per_trial=cpus, gpus_per_trial=gpus)
+        assert workers == 1 or gpus == 1, "workers do not share a GPU"
+
+
+def test_memory_is_reserved_for_trials_of_one_process():
+    with pytest.raises(InputError, match="reserved for trials of one worker; with workers_per_trial 2 leave it out"):
+        SweepConfig(memory_gb_per_trial=4.0, workers_per_trial=2)
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,20 @@ PACKAGE = ROOT / "platform" / "eegvision"
 
 LAYERS = [
     {"vocab"},
-    {"overrides"},
-    {"config", "losses", "evaluate", "ingest", "checkpoint", "processes", "runs", "cluster", "ledger"},
+    {"failures", "overrides", "preflight", "pseudonyms", "spool", "telemetry"},
+    {"config", "losses", "evaluate", "ingest", "checkpoint", "processes", "runs", "cluster", "ledger", "history"},
     {"encoders", "stream", "fanout", "tracking", "cli", "space"},
-    {"objective", "resume"},
+    {"objective", "readiness", "resume"},
+    {"parts"},
     {"train", "analyses", "features"},
     {"distributed", "trials"},
+    {"watching"},
     {"sweep", "report", "grid", "assess"},
     {"intake"},
     {"study", "audits", "recipes", "inspection"},
 ]
 WALLS = {
-    "ray": {"cluster", "stream", "distributed", "sweep", "fanout"},
+    "ray": {"cluster", "stream", "distributed", "sweep", "fanout", "telemetry"},
     "mlflow": {"tracking"},
     "optuna": {"sweep", "space"},
     "mne": {"ingest.mne_epochs", "ingest.simulate", "ingest.prepare", "report"},

@@ -10,7 +10,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,175 +21,31 @@ import torch.distributed as dist
 from eegvision import checkpoint
 from eegvision import train as train_loop
 from eegvision.config import RunConfig
-from eegvision.encoders.joint import JointModel, build_joint
-from eegvision.ingest.pieces import Cut
-from eegvision.ingest.shards import Manifest
-from eegvision.ingest.splits import Split
+from eegvision.encoders.joint import JointModel
 from eegvision.losses import centre_mse, info_nce, pair_mse
 from eegvision.stream import Batches, Store
-from eegvision.stream.repeats import singles
-from eegvision.train import PassReport, TrainingDiverged, fit, learning_rate
-from eegvision.vocab import InputError, Montage, RunInUseError, SplitName
-
-N_IMAGES, N_SHOWN, SIZE_PX, N_CHANS, N_TIMES = 24, 4, 16, 4, 75
-CLASSES = ("cat", "dog", "fish")
-# 16 images train, 6 validate, 2 are left for a test; four segments show each.
-EEG = {"eeg.encoder": "tsconv", "eeg.embed_dim": 8, "eeg.filters": 8, "eeg.dropout": 0.0}
-IMAGE = {"image.embed_dim": 8, "image.size_px": SIZE_PX}
-CODEBOOK = {"image.encoder": "random-codebook", "image.size_px": None}  # frozen features, here FEATURES
-TRAINING = {"optim.lr": 0.01, "train.batch_size": 16, "train.max_passes": 4, "data.crops": "centre", "seed": 3}
-CONFIG = RunConfig().with_overrides({"loss.name": "info_nce"} | EEG | IMAGE | TRAINING)
-
-N_FEATURES = 5
-FEATURES = np.random.default_rng(7).normal(size=(N_IMAGES, N_FEATURES)).astype(np.float32)
-TEXTS = np.random.default_rng(8).normal(size=(3, 8)).astype(np.float32)[np.arange(N_IMAGES) % 3]  # one per class
-
-
-def arm(side: str, settings: Mapping[str, Any] | None = None) -> RunConfig:
-    """Return CONFIG with one encoder alone, which tells classes apart."""
-    own = {"loss.name": f"{side}-classes"} | (EEG if side == "eeg" else IMAGE) | TRAINING
-    return RunConfig().with_overrides(own | dict(settings or {}))
-
-
-def built(config: RunConfig = CONFIG) -> JointModel:
-    torch.manual_seed(config.seed)
-    n_features = N_FEATURES if config.image.is_frozen else 0
-    return build_joint(config, N_CHANS, N_TIMES, 100.0, n_features=n_features, n_classes=len(CLASSES))
-
-
-def planted(*, signal: float = 1.0, tint: float = 0.0, name: str = "planted", labels: bool = True) -> Store:
-    """Every image has a colour, and its EEG three responses (a scalp pattern each) as strong as red, green and blue.
-
-    The colours of the three classes differ as far as `tint` says.
-    """
-    rng = np.random.default_rng(0)
-    colour_M3 = (1 - tint) * rng.uniform(-1, 1, (N_IMAGES, 3)) + tint * np.eye(3)[np.arange(N_IMAGES) % 3]
-    pixel_M3HH = colour_M3[:, :, None, None] + 0.1 * rng.normal(size=(N_IMAGES, 3, 18, 18))
-    image_N = np.repeat(np.arange(N_IMAGES), N_SHOWN)
-    response_3CT = rng.normal(size=(3, N_CHANS, 1)) * np.sin(np.arange(N_TIMES) * np.array([[[0.2]], [[0.4]], [[0.8]]]))
-    eeg_NCT = signal * np.tensordot(colour_M3[image_N], response_3CT, 1) + rng.normal(size=(96, N_CHANS, N_TIMES))
-    label_M = np.arange(N_IMAGES) % 3 if labels else np.full(N_IMAGES, -1)
-    manifest = Manifest(
-        name=name,
-        dialect="test",
-        licence="none",
-        montage=Montage(channels=("O1", "O2", "Oz", "Pz")),
-        sfreq_hz=100.0,
-        t_min_s=0.0,
-        n_times=N_TIMES,
-        unit="zscore",
-        classes=CLASSES if labels else (),
-        n_segments=96,
-        n_images=N_IMAGES,
-        subjects=("s",),
-        dropped={},
-        audit={"grade": "green"},
-        shards=(),
-        fingerprint=f"fingerprint of {name}",
-    )
-    sides: dict[SplitName, np.ndarray] = {"train": np.arange(64), "val": np.arange(64, 88), "test": np.arange(88, 96)}
-    return Store(
-        manifest=manifest,
-        cut=Cut(channels=manifest.channels, first=0, stop=N_TIMES),
-        pieces=(),
-        repeats=singles(np.arange(96)),
-        eeg_NCT=eeg_NCT.astype(np.float32),
-        image_N=image_N,
-        label_N=label_M[image_N],
-        subject_N=np.full(96, "s"),
-        segment_id_N=np.array([f"seg-{n}" for n in range(96)]),
-        split=Split(rows=sides, notes=("subjects are on all sides",)),
-        images_M3HH=np.clip(127.5 + 100 * pixel_M3HH, 0, 255).astype(np.uint8),
-        image_id_M=np.array([f"img-{m}" for m in range(N_IMAGES)]),
-        label_M=label_M,
-    )
-
-
-def partly_labelled() -> Store:
-    """Return `planted` where every fifth segment has no class."""
-    store = planted()
-    store.label_N[::5] = -1
-    return store
-
-
-def batches(config: RunConfig, store: Store, rank=0, world=1, device="cpu") -> tuple[Batches, Batches]:
-    def side(name: SplitName) -> Batches:
-        return Batches(
-            store,
-            name,
-            config=config.data,
-            size_px=None if config.loss.arm == "eeg" else SIZE_PX,
-            feature_MF=FEATURES if config.image.is_frozen else None,
-            text_MF=TEXTS if config.image.text else None,
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-            rank=rank,
-            world=world,
-            device=device,
-            training=name == "train",
-        )
-
-    return side("train"), side("val")
-
-
-def run(folder: Path, config: RunConfig = CONFIG, *, model=None, store=None, report=lambda _: None, device="cpu"):
-    train, val = batches(config, store or planted(), device=device)
-    return fit(config, model or built(config), train, val, device=device, folder=folder, report=report)
-
-
-class Interrupted(Exception):  # noqa: N818
-    """Raised by a report, as when a process is stopped between two passes."""
-
-
-def stop_after(number: int):
-    def report(done: PassReport) -> None:
-        if done.number == number:
-            raise Interrupted
-
-    return report
-
-
-def timeless(history) -> list[dict[str, float]]:
-    """Drop what the clock decides."""
-    return [{k: v for k, v in metrics.items() if k not in ("seconds", "segments_per_s")} for metrics in history]
-
-
-def stored(folder: Path, side: str = "last") -> dict[str, dict[str, torch.Tensor]]:
-    path = checkpoint.latest(folder / side)
-    assert path is not None
-    return checkpoint.load(path)[0]
-
-
-def assert_same_tensors(left, right) -> None:
-    assert left.keys() == right.keys()
-    for group in left:
-        assert left[group].keys() == right[group].keys()
-        for name in left[group]:
-            assert torch.equal(left[group][name], right[group][name]), (group, name)
-
-
-def assert_same_curves(here, there) -> None:
-    """Tolerance 1e-4, gradients 1e-3: sums in another order differ by 1e-7, which Adam magnifies near zero."""
-    for ours, theirs in zip(timeless(here), timeless(there), strict=True):
-        assert theirs.pop("train/grad_norm") == pytest.approx(ours.pop("train/grad_norm"), rel=1e-3)
-        assert theirs == pytest.approx(ours, rel=1e-4)
-
-
-def with_eeg(store: Store, rows, value: float) -> Store:
-    assert store.eeg_NCT is not None
-    eeg_NCT = store.eeg_NCT.copy()
-    eeg_NCT[rows] = value
-    return dataclasses.replace(store, eeg_NCT=eeg_NCT)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors of a few hundred numbers: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+from eegvision.train import PassReport, Stopped, TrainingDiverged, fit, learning_rate
+from eegvision.vocab import InputError, RunInUseError
+from planted import (
+    CODEBOOK,
+    CONFIG,
+    FEATURES,
+    TEXTS,
+    Interrupted,
+    arm,
+    assert_same_curves,
+    assert_same_tensors,
+    batches,
+    built,
+    one_thread,  # noqa: F401
+    partly_labelled,
+    planted,
+    run,
+    stop_after,
+    stored,
+    timeless,
+    with_eeg,
+)
 
 # ---- learning and its record
 
@@ -569,12 +424,15 @@ def test_a_best_checkpoint_whose_pass_was_cut_short_is_dropped_and_made_again(tm
 
 
 def test_a_finished_run_returns_its_result_without_training(tmp_path):
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if "attempts" not in path.parts}
+
     result = run(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = files()
     # Training on these segments would diverge at once.
     again = run(tmp_path, store=with_eeg(planted(), slice(None), math.nan))
     assert again == result
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert files() == before
 
 
 def test_a_folder_with_another_configuration_is_refused_naming_what_differs(tmp_path):
@@ -656,7 +514,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_naming_the_segments(tmp_path):
     with pytest.raises(TrainingDiverged) as caught:
         run(tmp_path, config, store=with_eeg(planted(), slice(0, 64), math.nan))
     assert "pass 1, step 3: loss nan" in str(caught.value)
-    assert str(order_of_pass(config, 1)[2]) in str(caught.value)
+    assert ", ".join(f"seg-{row}" for row in order_of_pass(config, 1)[2]) + ". Lower" in str(caught.value)
     assert checkpoint.latest(tmp_path / "last") is None
 
 
@@ -709,6 +567,12 @@ def test_bf16_on_a_cpu_is_refused(tmp_path):
 
 # ---- N processes
 
+
+# No BatchNorm and no dropout.
+SMOOTH = CONFIG.with_overrides(
+    CODEBOOK
+    | {"eeg.encoder": "eeg-project", "eeg.filters": None, "data.crops": None, "optim.lr": 1e-3, "train.max_passes": 3}
+)
 
 # Every loss, each arm, and all that a loss can be made of: by name, the settings over those of `of_pair`.
 LOSSES: dict[str, dict[str, Any]] = {
@@ -792,13 +656,45 @@ def test_both_processes_skip_a_step_that_is_bad_for_one(pair):
     assert [metrics["train/bad_steps"] for metrics in both["0"]] == [1.0] * 3
 
 
+def test_two_processes_stop_at_one_step_when_one_is_told_to_and_lose_nothing(pair):
+    halted, whole = (json.loads((pair / f"{name}.json").read_text())["0"] for name in ("halted", "unhalted"))
+    assert (pair / "halted-at.json").read_text() == '["pass-000001", "pass-000001-step-000002"]'
+    assert timeless(halted) == timeless(whole)
+    assert_same_tensors(stored(pair / "halted"), stored(pair / "unhalted"))
+
+
+def test_two_processes_take_batches_in_parts(tmp_path, pair):
+    # Without a BatchNorm, whose statistics are those of a part, parts change nothing at all.
+    both, alone = json.loads((pair / "smooth.json").read_text()), run(tmp_path, SMOOTH)
+    assert both["0"] == both["1"]
+    assert_same_curves(alone.history, both["0"])
+    both = json.loads((pair / "cut.json").read_text())
+    assert both["0"] == both["1"]
+    assert [metrics["train/bad_steps"] for metrics in both["0"]] == [0.0] * 3
+
+
 def be_one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
 
-    def fit_here(config: RunConfig, name: str, store: Store, report=lambda _: None):
+    def fit_here(
+        config: RunConfig, name: str, store: Store, report=lambda _: None, should_stop=lambda: False, n_parts: int = 1
+    ):
         train, val = batches(config, store, rank, 2)
-        return fit(config, built(config), train, val, device="cpu", folder=folder / name, report=report)
+        own = folder / name
+        if n_parts > 1 and rank == 0:
+            own.mkdir()
+            (own / "parts.json").write_text(json.dumps({"parts": n_parts}))
+        return fit(
+            config,
+            built(config),
+            train,
+            val,
+            device="cpu",
+            folder=own,
+            report=report,
+            should_stop=should_stop,
+        )
 
     def share(name: str, history) -> None:
         both: list[Any] = [None, None]
@@ -809,6 +705,16 @@ def be_one_of_two(rank: int, folder: Path) -> None:
     for loss in LOSSES:
         share(loss, fit_here(of_pair(loss), loss, partly_labelled()).history)
     share("bad", fit_here(of_pair("info_nce"), "bad", with_eeg(planted(), 5, math.nan)).history)
+    share("smooth", fit_here(SMOOTH, "smooth", planted(), n_parts=4).history)
+    share("cut", fit_here(of_pair("info_nce"), "cut", planted(), n_parts=2).history)
+    with_dropout = of_pair("triplet").with_overrides({"eeg.dropout": 0.5})
+    asked = iter([False] * 7 + [True] * 9)  # during step 2 of pass 2, and of the second process only
+    try:
+        fit_here(with_dropout, "halted", planted(), should_stop=lambda: rank == 1 and next(asked))
+    except Stopped:
+        (folder / "halted-at.json").write_text(json.dumps([p.name for p in checkpoint.by_age(folder / "halted/last")]))
+    for name in ("halted", "unhalted"):
+        share(name, fit_here(with_dropout, name, planted()).history)
     try:
         fit_here(of_pair("info_nce"), "stopped", planted(), stop_after(1))
     except Interrupted:

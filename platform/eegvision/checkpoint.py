@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
+
+from eegvision.vocab import TryAgainError
 
 FORMAT_VERSION = 1
 
@@ -40,6 +42,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint is damaged, or could not be written; the message says where, what and what to do."""
 
 
+class NotWritten(CheckpointError, TryAgainError):  # noqa: N818
+    """The disk has no room for a checkpoint, or refused it; with room the same command goes on."""
+
+
 def save(
     root: Path,
     step_name: str,
@@ -48,6 +54,8 @@ def save(
     keep: int = 2,
     *,
     files: Mapping[str, bytes] | None = None,
+    owner: int = 0,
+    require_owner: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write ROOT/STEP_NAME, then remove the oldest checkpoints beyond `keep`.
 
@@ -56,16 +64,20 @@ def save(
     is replaced. Folders are readable by their owner alone.
 
     Args:
-        root: folder of the run's checkpoints; made if absent. One process writes to it.
+        root: folder of the run's checkpoints; made if absent.
         step_name: a plain name; `latest` orders by the numbers in it.
         tensors: group name -> tensor name -> tensor; views, shared storage and any device are fine.
         state: what JSON can hold, without NaN or infinity.
         keep: checkpoints to keep, >= 1, this one included.
         files: further files by name, stored as they are and hashed like the rest.
+        owner: number of the writer. Several may be alive when one was taken for dead and replaced; half-written
+            folders are left alone where their writer has a higher number.
+        require_owner: raises where this writer was replaced; asked first, and again when all is written and only the
+            renaming is left.
     Returns:
         The folder written.
     Raises:
-        CheckpointError: too little free space, or the disk refused; says how much, where, and the remedy.
+        NotWritten: too little free space, or the disk refused; says how much, where, and the remedy.
     """
     files = files or {}
     assert keep >= 1, keep
@@ -73,21 +85,22 @@ def save(
     assert all(_NAME.fullmatch(name) for name in names), names
     contents = {"state.json": json.dumps(state, allow_nan=False, indent=1).encode(), **files}
     try:
+        require_owner()
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in root.glob(f"{_WRITING}*"):  # of a process that was killed while writing
-            shutil.rmtree(leftover, ignore_errors=True)
+        _remove_leftovers(root, owner)
         _require_space(root, tensors, contents)
-        folder = Path(tempfile.mkdtemp(prefix=_WRITING, dir=root))  # mode 0700
+        folder = Path(tempfile.mkdtemp(prefix=f"{_WRITING}{owner:06d}-", dir=root))  # mode 0700
         try:
-            final = _write(folder, root / step_name, tensors, contents)
+            final = _write(folder, root / step_name, tensors, contents, require_owner)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        raise CheckpointError(
+        require_owner()  # whoever replaced this writer also swept up what it had half written
+        raise NotWritten(
             f"could not write the checkpoint {root / step_name}: {error}; earlier checkpoints are untouched; check "
             "the free space and that the folder can be written to, then run the same command again to go on from there"
         ) from error
-    others = [path for path in _by_age(root) if path != final]
+    others = [path for path in by_age(root) if path != final]
     for old in others[: max(0, len(others) + 1 - keep)]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -95,7 +108,7 @@ def save(
 
 def latest(root: Path) -> Path | None:
     """Return the newest whole checkpoint under `root`, or None; damaged ones are skipped with a logged warning."""
-    for path in reversed(_by_age(root)):
+    for path in reversed(by_age(root)):
         try:
             for _ in _verified(path):  # one file at a time: a model may fill a good part of the memory
                 pass
@@ -124,8 +137,49 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         raise CheckpointError(f"{path} has the right hashes, but is no checkpoint of ours: {error!r}") from error
 
 
+def record(path: Path) -> dict[str, Any]:
+    """Read the state of a checkpoint folder without its tensors; of its files this one alone is checked.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    contents = dict(_verified(path, only=("state.json",)))
+    try:
+        return json.loads(contents["state.json"])
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} has the right hashes, but is no checkpoint of ours: {error!r}") from error
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint's manifest, which holds those of all its files."""
+    return _sha256(path / "manifest.json")
+
+
+def by_age(root: Path) -> list[Path]:
+    """Checkpoint folders, oldest first, damaged ones too: by the numbers in their names, because clocks jump."""
+
+    def key(path: Path) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+    if not root.is_dir():
+        return []
+    return sorted((path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")), key=key)
+
+
+def _remove_leftovers(root: Path, owner: int) -> None:
+    """Remove what writers up to `owner` have half written: they were killed, or replaced and so refused anyway."""
+    for leftover in root.glob(f"{_WRITING}*"):
+        number = leftover.name.removeprefix(_WRITING).partition("-")[0]
+        if not number.isdigit() or int(number) <= owner:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def _write(
-    folder: Path, final: Path, tensors: Mapping[str, Mapping[str, Tensor]], contents: Mapping[str, bytes]
+    folder: Path,
+    final: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    contents: Mapping[str, bytes],
+    require_owner: Callable[[], None],
 ) -> Path:
     """Fill the temporary `folder` and rename it to `final`."""
     for group, named in tensors.items():
@@ -138,6 +192,7 @@ def _write(
     (folder / "manifest.json").write_text(json.dumps({"format": FORMAT_VERSION, "files": listed}, indent=1))
     _flush(folder / "manifest.json")
     _flush(folder)
+    require_owner()
     if final.exists():
         # A folder that is not empty cannot be renamed over. Between these two lines the previous checkpoint counts.
         final.rename(folder.with_name(f"{folder.name}.replaced"))
@@ -168,14 +223,14 @@ def _require_space(root: Path, tensors: Mapping[str, Mapping[str, Tensor]], cont
     needed += sum(map(len, contents.values())) + 512 * n_tensors + 65_536
     free = shutil.disk_usage(root).free
     if needed > free:
-        raise CheckpointError(
+        raise NotWritten(
             f"a checkpoint needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free at {root}; "
             "free some space or point EEGVISION_HOME at a larger disk, then run the same command again"
         )
 
 
-def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, bytes) of every file the manifest lists, or raise `CheckpointError` naming what is wrong."""
+def _verified(path: Path, only: Container[str] | None = None) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, bytes) of the files the manifest lists, or raise `CheckpointError` naming what is wrong."""
     try:
         manifest = json.loads((path / "manifest.json").read_bytes())
         version, listed = manifest["format"], manifest["files"]
@@ -187,6 +242,8 @@ def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
     for name, (size, digest) in expected.items():
         if not _NAME.fullmatch(name):
             raise CheckpointError(f"{path / 'manifest.json'} lists {name!r}, which is no plain file name")
+        if only is not None and name not in only:
+            continue
         try:
             content = (path / name).read_bytes()
         except (OSError, ValueError) as error:
@@ -196,17 +253,6 @@ def _verified(path: Path) -> Iterator[tuple[str, bytes]]:
         if (actual := hashlib.sha256(content).hexdigest()) != digest:
             raise CheckpointError(f"{path / name} has changed: SHA-256 {actual}; the manifest says {digest}")
         yield name, content
-
-
-def _by_age(root: Path) -> list[Path]:
-    """Checkpoint folders, oldest first: by the numbers in their names, because clocks jump."""
-
-    def key(path: Path) -> list[tuple[int, str]]:
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
-
-    if not root.is_dir():
-        return []
-    return sorted((path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")), key=key)
 
 
 def _sha256(path: Path) -> str:

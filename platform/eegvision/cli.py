@@ -16,9 +16,10 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import tyro
 import yaml
 
+from eegvision import failures
 from eegvision.config import RunConfig
 from eegvision.overrides import flatten
-from eegvision.vocab import InputError
+from eegvision.vocab import InputError, TryAgainError
 
 Options = TypeVar("Options")
 
@@ -42,8 +43,9 @@ def run_job(
     `defaults` may name settings (dotted) that hold unless a flag or the configuration file says otherwise.
     `description` stands at the top of the help; by default the docstring of `options` does.
 
-    0 done; 2 bad input, which no retry mends (one message, no traceback); 75 interrupted by Ctrl-C or SIGTERM,
-    where the same command goes on from what is stored. A fault of the program itself keeps its traceback (1).
+    0 done; 2 bad input, which no retry mends (one message, no traceback); 75 interrupted by Ctrl-C or SIGTERM, or
+    stopped by something outside the program such as a full disk, where the same command goes on from what is stored.
+    A fault of the program itself keeps its traceback (1).
     """
     signal.signal(signal.SIGTERM, _interrupt)
     argv = sys.argv[1:] if argv is None else argv
@@ -55,6 +57,18 @@ def run_job(
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted: what is finished is stored; the same command goes on from there", file=sys.stderr)
+        return TRY_AGAIN
+    except TryAgainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return TRY_AGAIN
+    except Exception as error:
+        if not failures.is_disk_full(error):
+            raise
+        print(
+            f"error: no space is left on the disk ({error}); what is finished is stored: free some space, or point "
+            "EEGVISION_HOME at a larger disk, then the same command goes on from there",
+            file=sys.stderr,
+        )
         return TRY_AGAIN
     return DONE
 

@@ -28,6 +28,7 @@ ImageEncoderName = Literal[
 ]  # fmt: skip
 LossName = Literal["triplet", "info_nce", "siglip", "eeg-classes", "image-classes"]
 Arm = Literal["joint", "eeg", "image"]
+Place = Literal["cpu", "quarter-gpu", "half-gpu", "gpu", "two-gpus", "four-gpus"]
 MetricName = Literal["val/loss", "val/top1", "val/top5", "val/class_top1", "val/accuracy"]
 
 # Published values of the fields that only some choices have: {choice: {field: value}}.
@@ -392,8 +393,12 @@ class TrainConfig:
     """Memory layout of images and convolutions (faster on most devices)."""
     max_bad_steps: int = 10
     """Give up after so many steps in a row with a non-finite loss or gradient (each is skipped), >= 1."""
+    save_minutes: float | None = field(default=10.0, metadata=SPEED_ONLY)
+    """In passes that last longer, store the position this often, so that a kill costs no more than that; > 0. None
+    means only at the end of each pass."""
 
     def __post_init__(self) -> None:
+        require(self.save_minutes is None or self.save_minutes > 0, "train.save_minutes", self.save_minutes, "above 0")
         require(self.batch_size >= 2, "train.batch_size", self.batch_size, "at least 2 (losses need a negative)")
         for name in ("max_passes", "max_bad_steps"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
@@ -501,7 +506,8 @@ class SweepConfig:
     keep_one_in: int = 3
     """At each rung the best 1/keep_one_in of the trials go on, >= 2."""
     max_concurrent: int | None = None
-    """Trials at a time; by default as many as the cluster's CPUs and GPUs hold."""
+    """Trials at a time; by default as many as the cluster's CPUs and GPUs hold. Another value when a sweep goes on
+    counts for trials that have not begun."""
     workers_per_trial: int = 1
     """Ray Train workers of each trial."""
     cpus_per_trial: float = 1.0
@@ -509,10 +515,40 @@ class SweepConfig:
     gpus_per_trial: float | None = None
     """GPUs of each worker, fractions allowed; by default 1 where the cluster has GPUs, else 0."""
     max_failures: int = 2
-    """Times a failed trial is started again from its checkpoint."""
+    """Times a failed trial is started again from its checkpoint; the same command after an interruption gives it as
+    many again."""
+    memory_gb_per_trial: float | None = None
+    """Host memory to keep free for each trial, in GB; trials that would not fit beside each other wait. By default
+    none is reserved."""
+    trial_hours: float | None = None
+    """A trial ends after the pass that brings it over this many hours of training, with its best pass so far."""
+    stall_minutes: float | None = 120.0
+    """A trial from which nothing is heard for so long is ended and started again from its checkpoint; longer than any
+    pass takes. None waits for ever."""
+    allow_drift: bool = False
+    """Go on with a sweep although the code or a library has another version than it was begun with; its table says
+    so."""
 
     def __post_init__(self) -> None:
         floors = {"trials": 1, "min_passes": 1, "keep_one_in": 2, "workers_per_trial": 1, "max_failures": 0}
         for name, floor in floors.items():
             require(getattr(self, name) >= floor, name, getattr(self, name), f"at least {floor}")
         require((self.max_concurrent or 1) >= 1, "max_concurrent", self.max_concurrent, "at least 1")
+        for name in ("memory_gb_per_trial", "trial_hours", "stall_minutes"):
+            require((1 if (value := getattr(self, name)) is None else value) > 0, name, value, "above 0")
+        if self.memory_gb_per_trial is not None and self.workers_per_trial > 1:
+            raise InputError(
+                "memory_gb_per_trial is reserved for trials of one worker; with workers_per_trial "
+                f"{self.workers_per_trial} leave it out"
+            )
+
+
+PLACES: dict[Place, tuple[int, float, float]] = {
+    "cpu": (1, 1.0, 0.0),
+    "quarter-gpu": (1, 1.0, 0.25),
+    "half-gpu": (1, 2.0, 0.5),
+    "gpu": (1, 4.0, 1.0),
+    "two-gpus": (2, 4.0, 1.0),
+    "four-gpus": (4, 4.0, 1.0),
+}
+"""What a trial may hold, by name: workers, and of each worker its CPUs and GPUs. Single flags go over it."""

@@ -1,7 +1,7 @@
 """A fixed list of trainings, each with the same budget as the others and none stopped early: tables, audits.
 
 Each lies in a folder of its own, as the trials of a sweep do; what is finished is not run again, what was interrupted
-goes on, and one that fails does not stop the others.
+goes on, and one that fails, or whose process is lost again and again, does not stop the others.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from eegvision import cluster, distributed, features, runs, stream, trials
+from eegvision import cluster, distributed, features, pseudonyms, runs, stream, trials
 from eegvision.config import RunConfig
+from eegvision.failures import kind_of
 from eegvision.fanout import spread
 from eegvision.tracking import Tracker
 from eegvision.train import TrainingDiverged
 from eegvision.trials import TrialRow
-from eegvision.vocab import InputError, RunInUseError
+from eegvision.vocab import InputError, RunInUseError, TryAgainError
 
 Say = Callable[[str], None]
 
@@ -56,6 +57,7 @@ def fit_all(
     Raises:
         RunInUseError: a cell's folder holds another configuration or data set.
         InputError: a training asks for more than the cluster has, or its settings do not fit the data.
+        TryAgainError: the storage is full.
     """
     assert len({cell.key for cell in cells}) == len(cells), "keys repeat"
     has_cpus, has_gpus = cluster.size()
@@ -77,7 +79,8 @@ def fit_all(
     began, n_done = time.monotonic(), len(cells) - len(todo)
     if n_done and todo:
         say(f"{n_done} of {len(cells)} trainings are there already")
-    for key in spread(partial(_fit, folder=folder, cpus=cpus), todo, cpus=cpus, gpus=gpus):
+    lost = partial(_lost, folder=folder)
+    for key in spread(partial(_fit, folder=folder, cpus=cpus), todo, cpus=cpus, gpus=gpus, lost=lost):
         n_done += 1
         row = _outcome(folder, next(cell for cell in cells if cell.key == key))
         _track(row, folder, tracker)
@@ -119,10 +122,18 @@ def _fit(cell: Cell, *, folder: Path, cpus: float) -> str:
     except InputError as error:
         trials.write_end(own, "refused", str(error))
     except Exception as error:  # whatever a device or a library leads to; the other trainings go on
+        if kind_of(error) == "storage":  # which none of them could
+            raise TryAgainError(f"the training {cell.key} could not store its work: {error}") from error
         (own / "error.txt").write_text(traceback.format_exc())
         trials.write_end(own, "failed", f"{type(error).__name__}: {error} (see error.txt)")
     else:
         trials.write_end(own, "finished")
+    return cell.key
+
+
+def _lost(cell: Cell, reason: str, *, folder: Path) -> str:
+    """Note that a cell's process was lost every time it was started."""
+    trials.write_end(folder / "trials" / cell.key, "failed", reason)
     return cell.key
 
 
@@ -143,7 +154,7 @@ def _track(row: TrialRow, folder: Path, tracker: Tracker | None) -> None:
     tracker.start(key, name=row.trial_id, parent=folder.name, params=row.config.flat(), tags=tags)
     for number, metrics in enumerate(row.history, start=1):
         tracker.metrics(key, metrics, step=number)
-    tracker.text(key, json.dumps(row.config.to_dict(), indent=2), "config.json")
+    tracker.text(key, json.dumps(pseudonyms.public(row.config.to_dict()), indent=2), "config.json")
     tracker.finish(key, "FAILED" if row.status == "failed" else "FINISHED")
 
 

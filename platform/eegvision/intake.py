@@ -46,7 +46,7 @@ def _ingest(recording: Recording, out: Place, say: Say) -> Manifest:
     n_bytes = 4 * n_rows * len(header.montage.channels) * header.n_times
     each: assemble.Each = assemble.in_turn
     if len(parts) > 1 and (cluster.is_connected() or "RAY_ADDRESS" in os.environ or n_bytes >= _WORTH_RAY_BYTES):
-        cluster.connect()
+        cluster.enter(say)
         each = partial(fanout.spread, peak_bytes=lambda work: work.part.peak_bytes)
     n_before = assemble.n_finished(out)
     say(

@@ -49,11 +49,16 @@ def gather_by_key(key_R: Tensor, row_R: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_any(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set on some process. Returns once all have asked, so it is a barrier too."""
+    return bool(highest([int(flag)], device)[0])
+
+
+def highest(numbers: list[int], device: torch.device) -> list[int]:
+    """Return each number's largest value over processes, in one message; a barrier too."""
     if world() == 1:
-        return flag
-    flags = torch.tensor(int(flag), device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+        return numbers
+    values = torch.tensor(numbers, device=device)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values.tolist()
 
 
 def from_first(numbers: dict[str, float], device: torch.device) -> dict[str, float]:

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eegvision import checkpoint, cluster, distributed, features, intake, runs, stream, sweep, trials
+from eegvision import (
+    checkpoint,
+    cluster,
+    distributed,
+    features,
+    history,
+    intake,
+    preflight,
+    pseudonyms,
+    runs,
+    stream,
+    sweep,
+    telemetry,
+    trials,
+)
 from eegvision.assess import record
 from eegvision.assess.scores import Question
 from eegvision.config import Arm, RunConfig, SweepConfig
 from eegvision.evaluate.nulls import answer_permutation
 from eegvision.evaluate.statistics import significance_line
+from eegvision.history import History
 from eegvision.ingest import pictures, shards, simulate
 from eegvision.ingest.places import place
 from eegvision.ingest.shards import Manifest
@@ -23,7 +42,7 @@ from eegvision.report import figures, tables
 from eegvision.report.scores import scores_table
 from eegvision.space import Space, check_space
 from eegvision.stream import Store
-from eegvision.tracking import Tracker, code_version, environment, tracking_uri
+from eegvision.tracking import Tracker, code_version, environment, ship_rest, tracking_uri, without_password
 from eegvision.trials import TrialRow
 from eegvision.vocab import SplitName
 
@@ -31,8 +50,12 @@ Say = Callable[[str], None]
 
 DEMO = "demo"
 
-# Differences in these do not make it another sweep: they say how fast it runs, not what it finds.
-_FREE_TO_CHANGE = {"max_concurrent", "workers_per_trial", "cpus_per_trial", "gpus_per_trial", "max_failures"}
+# Differences in these do not make it another sweep: they say how fast and how safely it runs, not what it finds.
+# With several workers a trial runs in other processes than alone, so their number stays.
+_FREE_TO_CHANGE = {
+    "max_concurrent", "cpus_per_trial", "gpus_per_trial", "memory_gb_per_trial", "max_failures", "stall_minutes",
+    "allow_drift",
+}  # fmt: skip
 
 
 def ensure_demo(dataset: str, say: Say) -> None:
@@ -59,39 +82,121 @@ def run_study(base: RunConfig, settings: SweepConfig, *, name: str, space: Space
     shards.verify(root, manifest)
     folder = runs.named_folder("runs", name)
     identity = _identity(base, settings, space, manifest)
-    with runs.sole_owner(folder):
+    with runs.sole_owner(folder) as owner:
         runs.check_claim(folder, identity)
         if (folder / "table.txt").exists():
             say(f"{name!r} is finished; to run it anew give it another --name, or remove {folder}\n")
             say((folder / "table.txt").read_text())
+            if shipped := ship_rest(folder / "spool", name):
+                say(shipped)
             _say_where(folder, say)
             return []
+        made_with = preflight.versions() | {"optuna": importlib.metadata.version("optuna")}
+        drift = runs.check_drift(folder, made_with, allow=settings.allow_drift)
         say(f"{name}: {f'{settings.trials} trials of {space.path.name}' if space else 'one configuration'}")
         say(f"data set {manifest.name}: {_describe(manifest)}")
-        cluster.connect()
-        placement = sweep.placement_of(settings)  # refuses what the cluster will never have
-        distributed.warm_up(placement, min(settings.trials, sweep.concurrency(settings, placement)))
-        features.warm(tried, say=say)  # layers no draw came upon are made by the first trial that asks for them
-        store = stream.load_store(base.data, distributed.picture_px(base))
-        distributed.batches(base, store, world=settings.workers_per_trial)  # refuses what does not fit the data
-        chance = chance_levels(store, base.loss.arm)
-        if (store.manifest.n_chans, store.manifest.n_times) != (manifest.n_chans, manifest.n_times):
-            say(f"of these, {store.manifest.n_chans} channels x {store.manifest.n_times} samples are read")
-        say(_describe_split(store, base, chance))
-        for note in store.split.notes:
-            say(f"note: {note}")
+        placement, store, chance = _prepare(base, settings, manifest, tried, say)
         runs.claim(folder, identity)
+        runs.note_made_with(folder, made_with)
         with Tracker(folder / "spool", experiment=name) as tracker:
-            tracker.start(name, name=name, params=identity, tags=_tags(base, manifest, "sweep" if space else "train"))
-            watching = sweep.Watching(base, settings, folder, tracker, chance.get(base.metric), say)
-            rows = sweep.run_sweep(base, settings, space, watching)
-            table = _publish(rows, base, store, chance, folder, tracker)
-            tracker.finish(name, "FINISHED")
-            say(f"\n{table}")
-        runs.write_whole(folder / "best.json", json.dumps({"trial": rows[0].trial_id, "number": rows[0].number}))
-        runs.write_whole(folder / "table.txt", table)  # last: it marks the sweep as finished
+            gauges = telemetry.Gauges(name, backlog=lambda: tracker.pending)
+            for event in history.read(folder):
+                gauges.see(event)
+            with History(folder, see=gauges.see) as log, _logged(log, identity, base, settings, placement, owner):
+                if drift:
+                    log.write("drift", differences=drift)
+                kind = "sweep" if space else "train"
+                tracker.start(name, name=name, params=identity, tags=_tags(base, manifest, kind))
+                watching = sweep.Watching(
+                    base=base, sweep=settings, folder=folder, tracker=tracker, log=log,
+                    chance=chance.get(base.metric), say=say,
+                )  # fmt: skip
+                rows = sweep.run_sweep(base, settings, space, watching)
+                table = _publish(rows, base, store, chance, folder, tracker)
+                tracker.finish(name, "FINISHED")
+                say(f"\n{table}")
+                _finish(folder, rows, table, log)
+        for line in [*history.slow_hosts(folder), *(f"warning: {problem}" for problem in history.check(folder))]:
+            say(line)
         _say_where(folder, say)
     return rows
+
+
+def _prepare(
+    base: RunConfig, settings: SweepConfig, manifest: Manifest, tried: list[RunConfig], say: Say
+) -> tuple[distributed.Placement, Store, dict[str, float]]:
+    """Join a cluster and load the data; refuse, and say, what is to be known of them before anything is written."""
+    cluster.enter(say)
+    placement = sweep.placement_of(settings)  # refuses what the cluster will never have
+    distributed.warm_up(placement, min(settings.trials, sweep.concurrency(settings, placement)))
+    features.warm(tried, say=say)  # layers no draw came upon are made by the first trial that asks for them
+    store = stream.load_store(base.data, distributed.picture_px(base))
+    distributed.batches(base, store, world=settings.workers_per_trial)  # refuses what does not fit the data
+    chance = chance_levels(store, base.loss.arm)
+    if (store.manifest.n_chans, store.manifest.n_times) != (manifest.n_chans, manifest.n_times):
+        say(f"of these, {store.manifest.n_chans} channels x {store.manifest.n_times} samples are read")
+    say(_describe_split(store, base, chance))
+    for note in store.split.notes:
+        say(f"note: {note}")
+    return placement, store, chance
+
+
+@contextmanager
+def _logged(
+    log: History,
+    identity: dict[str, Any],
+    base: RunConfig,
+    settings: SweepConfig,
+    placement: distributed.Placement,
+    owner: int,
+) -> Iterator[None]:
+    """Log that a driver begins or goes on, and why it stopped before the end, if it does."""
+    log.write(
+        "begin" if log.is_new else "resume",
+        identity=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        code=code_version(),
+        host=os.uname().nodename,
+        pid=os.getpid(),
+        owner=owner,
+        metric=base.metric,
+        mode=base.mode,
+        trials=settings.trials,
+        gpus=placement.gpus,
+    )
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):  # the disk may be what stopped it
+            log.write("interrupted", reason=f"{type(error).__name__}: {error}"[:300])
+        raise
+
+
+def _finish(folder: Path, rows: list[TrialRow], table: str, log: History) -> None:
+    """Mark the sweep as finished, and log what it found and left behind."""
+    best, metric = rows[0], rows[0].config.metric
+    runs.write_whole(folder / "best.json", json.dumps({"trial": best.trial_id, "number": best.number}))
+    runs.write_whole(folder / "table.txt", table)  # from here on it is finished
+    log.write("best", id=best.trial_id, number=best.number, metric=metric, value=best.metrics[metric])
+    for path in sorted([*folder.glob("*.*"), *(folder / "figures").iterdir()]):
+        if path.suffix in (".md", ".json", ".csv", ".txt", ".png", ".pdf", ".svg"):
+            content = path.read_bytes()
+            log.write(
+                "artifact",
+                path=str(path.relative_to(folder)),
+                sha256=hashlib.sha256(content).hexdigest(),
+                bytes=len(content),
+            )
+    log.write("finished", reason="")
+
+
+def check_run(name: str, say: Say) -> int:
+    """Hold what a sweep has left against its log, say what is wrong, and return 1 if anything is, else 0."""
+    folder = runs.named_folder("runs", name)
+    for problem in (problems := history.check(folder)):
+        say(f"{name}: {problem}")
+    if not problems:
+        say(f"{name}: {len(history.read(folder))} lines of {folder / history.NAME}, nothing wrong")
+    return int(bool(problems))
 
 
 def evaluate_run(
@@ -204,14 +309,16 @@ def _publish(
     """Leave table, figures and cards in the run's folder, attach them to the tracked runs and return the table."""
     name, metric, best = folder.name, base.metric, rows[0]
     for row in rows:
-        tracker.text(_key(folder, row), json.dumps(row.config.to_dict(), indent=2), "config.json")
+        config = pseudonyms.public(row.config.to_dict())
+        tracker.text(_key(folder, row), json.dumps(config, indent=2), "config.json")
         tracker.metrics(_key(folder, row), _best_metrics(row), step=row.best_pass)
     # A figure takes a second; the learning curves of every trial are in MLflow anyway.
     n_images = len(np.unique(store.image_N[store.split.rows["val"]]))
     line = {name: significance_line(n_images, level, comparisons=len(rows)) for name, level in chance.items()}
     _draw_trial(best, store, chance, line, metric)
     tracker.artifact(_key(folder, best), best.folder / "figures", "figures")
-    tracker.artifact(_key(folder, best), _newest(best.folder / "best"), "checkpoint")
+    if not (pseudonyms.has_names(best.config.to_dict()) or best.config.eeg.subjects):  # it names the subjects
+        tracker.artifact(_key(folder, best), _newest(best.folder / "best"), "checkpoint")
 
     figures.sweep_curves(rows, folder / "figures" / "sweep", chance=chance, line=line, metric=metric)
     if base.loss.arm == "joint":
@@ -236,13 +343,25 @@ def _publish(
         n_images=n_images,
         p=_p_of_sweep(rows),
     )
+    table += "".join(f"\nnote: {note}" for note in _notes(folder, rows))
     for file in ("dataset.md", "environment.json", "trials.csv"):
         tracker.artifact(name, folder / file)
-    tracker.artifact(name, folder / "figures", "figures")
+    for file in sorted((folder / "figures").iterdir()):
+        if file.stem != figures.SHOWS_EEG:
+            tracker.artifact(name, file, "figures")
     tracker.artifact(name, best.folder / "figures", "best trial")
     tracker.note(name, f"```\n{table}\n```")
     tracker.metrics(name, _best_metrics(best), step=0)
     return table
+
+
+def _notes(folder: Path, rows: list[TrialRow]) -> list[str]:
+    """Say what a reader of the table must know of how it came about."""
+    drifts = [line for event in history.read(folder) if event["do"] == "drift" for line in event["differences"]]
+    notes = [f"--allow-drift: went on although {line}" for line in dict.fromkeys(drifts)]
+    if again := [f"{row.number} ({row.attempts})" for row in rows if row.attempts > 1]:
+        notes.append(f"trials that took several attempts, each going on from a checkpoint: {', '.join(again)}")
+    return notes
 
 
 def _p_of_sweep(rows: list[TrialRow]) -> dict[int, float]:
@@ -302,4 +421,5 @@ def _say_where(folder: Path, say: Say) -> None:
     best = folder / "trials" / json.loads((folder / "best.json").read_text())["trial"]
     say(f"\nfigures and tables  {folder}")
     say(f"best model          {checkpoint.latest(best / 'best')}")
-    say(f"MLflow              {'make ui' if tracking_uri().startswith('sqlite') else tracking_uri()}")
+    uri = tracking_uri()
+    say(f"MLflow              {'make ui' if uri.startswith('sqlite') else without_password(uri)}")

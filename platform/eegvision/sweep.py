@@ -1,7 +1,8 @@
 """Ray Tune and Optuna over run configurations: propose, train, stop the hopeless early, survive interruption.
 
-A sweep lives in one folder: `sweep.json` (what it is), `tune/` (Ray's state), `trials/ID/` (checkpoints),
-`spool/` (metrics on their way to MLflow) and, once finished, `result.json` and `trials.csv`.
+A sweep lives in one folder: `sweep.json` (what it is), `history.jsonl` (what happened), `tune/` (Ray's state),
+`trials/ID/` (checkpoints), `spool/` (metrics on their way to MLflow) and, once finished, `best.json`, `table.txt` and
+`trials.csv`.
 """
 
 from __future__ import annotations
@@ -9,33 +10,32 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import time
 import warnings
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 import optuna
-from ray import tune
+import ray
+from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from eegvision import cluster, distributed, runs, trials
+from eegvision import cluster, distributed, failures, trials
 from eegvision.config import RunConfig, SweepConfig
 from eegvision.distributed import Placement
+from eegvision.history import read
 from eegvision.space import Space
-from eegvision.tracking import Tracker
 from eegvision.train import TrainingDiverged
 from eegvision.trials import Status, TrialRow
-from eegvision.vocab import InputError
-
-Say = Callable[[str], None]
+from eegvision.vocab import InputError, TryAgainError
+from eegvision.watching import Watching
 
 # Ray saves a sweep's state this often; at the default a killed driver would repeat more than one pass of each trial.
 _STATE_EVERY_S = "2"
-_SAY_EVERY_S = 20.0
+_STATES = "experiment_state-*.json"
 
 
 def run_sweep(base: RunConfig, sweep: SweepConfig, space: Space | None, watching: Watching) -> list[TrialRow]:
@@ -46,38 +46,120 @@ def run_sweep(base: RunConfig, sweep: SweepConfig, space: Space | None, watching
 
     Raises:
         InputError: a trial asks for more than the cluster has, or no trial got through a single pass.
+        TryAgainError: the storage is full, or Ray ended the sweep before its trials; the next call goes on.
     """
-    folder, placement = watching.folder, placement_of(sweep)
-    trainable = _trainable(base, placement, folder)
-    _Watcher.live = watching
     os.environ |= {
         "TUNE_GLOBAL_CHECKPOINT_S": _STATE_EVERY_S,
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics go to our spool
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's returns as if all trials were done
         "RAY_AIR_NEW_OUTPUT": "0",  # its banner; the lines a person reads are ours
     }
     # Tune misses the files of the loggers switched off above, and warns; each trial's outcome is in its own folder.
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel("ERROR")
-    with warnings.catch_warnings():
+    logging.getLogger("ray.tune.search.optuna.optuna_search").setLevel("ERROR")  # of failed trials that are tried again
+    with warnings.catch_warnings(), _watched(watching):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate, grouped TPE
         warnings.filterwarnings("ignore", "The reported value is ignored")  # a resumed trial repeats its last pass
-        if tune.Tuner.can_restore(str(folder / "tune")):
-            watching.say("going on with the interrupted sweep of this name")
-            tuner = tune.Tuner.restore(str(folder / "tune"), trainable=trainable, resume_unfinished=True)
-        else:
-            tuner = _new_tuner(trainable, base, sweep, space, folder, concurrency(sweep, placement))
-        results = tuner.fit()
-    rows = [_row(base, folder / "trials" / Path(result.path).name, result) for result in results]
+        _fit(base, sweep, space, watching)
+    began = {path.parent for path in (watching.folder / "trials").glob("*/trial.json")}
+    unended = [folder for folder in began if not (folder / "end.json").exists()]
+    rows = [
+        trials.read_trial(folder, base.with_overrides(json.loads((folder / "trial.json").read_text())["suggested"]))
+        for folder in sorted(began.difference(unended), key=trials.number_of)
+        if folder.name in watching.known
+    ]
+    if len(rows) < sweep.trials:
+        aside = _put_aside(watching.folder / "tune")  # by it nothing is left to do
+        raise TryAgainError(
+            f"Ray Tune came back with {len(rows)} of {sweep.trials} trials ended; nothing is published, and the same "
+            f"command goes on with the others from their own folders (Tune's state lies in {aside} now)"
+        )
     watching.close(rows)
     if not any(row.metrics for row in rows):
         raise InputError(f"no trial got through a single pass; the first one said: {rows[0].message}")
     return trials.ranked(rows)
 
 
-def _row(base: RunConfig, folder: Path, result: tune.Result) -> TrialRow:
-    config = base.with_overrides(result.config or {})
-    if result.error is None:
-        return trials.read_trial(folder, config)
-    return trials.read_trial(folder, config, status="failed", message=str(result.error).strip().splitlines()[-1])
+def _fit(base: RunConfig, sweep: SweepConfig, space: Space | None, watching: Watching) -> None:
+    """Let Tune run what is left of the sweep: from its own state, or from the trials' folders where that is damaged."""
+    folder, placement = watching.folder, placement_of(sweep)
+    trainable = _trainable(base, placement, folder, sweep)
+
+    def new(left_over: list[dict[str, Any]]) -> tune.Tuner:
+        """Make a tuner with the settings of now, and store them where Tune looks for them when it resumes."""
+        return _new_tuner(trainable, base, sweep, space, folder, concurrency(sweep, placement), left_over)
+
+    _Watcher.resources = _resources(placement, sweep)
+    there = sorted(path.name for path in (folder / "tune").glob(_STATES))
+    if state := _newest_state(folder):
+        try:
+            known = {json.loads(trial)["trial_id"] for trial, _ in json.loads(state.read_text())["trial_data"]}
+            watching.log.write("state", file=state.name, there=there)
+            new([])
+            tuner = tune.Tuner.restore(str(folder / "tune"), trainable, resume_unfinished=True, resume_errored=True)
+            watching.expect(known)
+            watching.say("going on with the interrupted sweep of this name")
+            tuner.fit()
+            return
+        except Exception as error:  # whatever a damaged pickle leads to
+            if watching.fault or watching.is_under_way or failures.is_disk_full(error):
+                raise
+            aside = _put_aside(folder / "tune")
+            watching.say(
+                f"Ray Tune's state of this sweep cannot be read ({_first_line(error)}); it lies in {aside} now, and "
+                "trials go on from their own folders, finished ones as they are"
+            )
+    watching.log.write("state", file=None, there=[])
+    watching.expect(set())
+    new(watching.waiting()).fit()
+
+
+@contextmanager
+def _watched(watching: Watching) -> Iterator[None]:
+    """Lead Tune's events to the watching object, and raise what it met instead of what Tune makes of it."""
+    _Watcher.live = watching
+    try:
+        yield
+    except Exception as error:
+        if watching.fault is not None:
+            raise watching.fault from error
+        if "[Errno 28]" in str(error) or "[Errno 122]" in str(error):  # Tune hands on errors as text
+            raise TryAgainError(
+                f"no space is left for the sweep's state ({_first_line(error)}); free some space, then the same "
+                "command goes on from what is stored"
+            ) from error
+        raise
+    finally:
+        _Watcher.live = None
+
+
+def _newest_state(folder: Path) -> Path | None:
+    """Return Tune's newest state and remove the older ones, of which Tune would take the one with the latest date.
+
+    Clocks jump, so dates do not count: a session goes on from one state and writes another, and the log names those
+    that were there when it began.
+    """
+    states = {path.name: path for path in (folder / "tune").glob(_STATES)}
+    begun = [event for event in read(folder) if event["do"] == "state"]
+    written_since = states.keys() - {name for event in begun for name in event["there"]}
+    if not written_since and begun and begun[-1]["file"] in states:
+        newest = states[begun[-1]["file"]]
+    else:
+        newest = states[max(written_since or states)] if states else None
+    for path in states.values():
+        if path != newest:
+            for old in (folder / "tune").glob(f"*{path.stem.removeprefix('experiment_state')}.*"):
+                old.unlink()
+    return newest
+
+
+def _put_aside(tune_folder: Path) -> Path:
+    number = 1 + len(list(tune_folder.parent.glob("tune.damaged-*")))
+    return tune_folder.rename(tune_folder.with_name(f"tune.damaged-{number}"))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1][:200]}"
 
 
 def placement_of(sweep: SweepConfig) -> Placement:
@@ -95,6 +177,12 @@ def placement_of(sweep: SweepConfig) -> Placement:
                 f"a trial asks for {each * placement.workers:g} {what}s ({placement.workers} workers with {each:g}), "
                 f"but the cluster has {have:g}; lower --{what.lower()}s-per-trial or --workers-per-trial"
             )
+    largest = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0) / 1e9
+    if (memory := sweep.memory_gb_per_trial or 0.0) > largest:
+        raise InputError(
+            f"a trial asks for {memory:g} GB of memory, but no machine of the cluster has more than {largest:.1f} GB "
+            "to give; lower --memory-gb-per-trial"
+        )
     return placement
 
 
@@ -108,14 +196,32 @@ def concurrency(sweep: SweepConfig, placement: Placement) -> int:
     return min(fits, sweep.max_concurrent or fits)
 
 
+class _Limiter(ConcurrencyLimiter):
+    """Bounds the trials at a time by what is asked for now; Tune would bring back the bound it stored."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state({name: value for name, value in state.items() if name != "max_concurrent"})
+
+
 def _new_tuner(
-    trainable: Any, base: RunConfig, sweep: SweepConfig, space: Space | None, folder: Path, concurrent: int
+    trainable: Any,
+    base: RunConfig,
+    sweep: SweepConfig,
+    space: Space | None,
+    folder: Path,
+    concurrent: int,
+    left_over: list[dict[str, Any]],
 ) -> tune.Tuner:
+    """Make a tuner; `left_over` are settings of trials that are there already, and are proposed again first."""
     rule: dict[str, Any] = {"metric": "objective", "mode": base.mode}
     search = scheduler = None
     if space is not None:
-        sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=sweep.search_seed)
-        search = OptunaSearch(space.suggest, sampler=sampler, points_to_evaluate=space.points or None, **rule)
+        points = [point for point in space.points if not any(point.items() <= known.items() for known in left_over)]
+        # Not the same seed: it would draw again what is left over.
+        seed = sweep.search_seed + 7919 * len(left_over)
+        sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        search = OptunaSearch(space.suggest, sampler=sampler, points_to_evaluate=[*left_over, *points] or None, **rule)
+        search = _Limiter(search, max_concurrent=concurrent)
         scheduler = ASHAScheduler(
             time_attr="pass",
             max_t=base.train.max_passes + 1,  # a trial that gets that far ends by itself, and says so
@@ -129,14 +235,16 @@ def _new_tuner(
             search_alg=search,
             scheduler=scheduler,
             num_samples=sweep.trials,
-            max_concurrent_trials=concurrent,
-            reuse_actors=True,  # a fresh process costs each trial seconds of imports
+            # A fresh process costs each trial seconds of imports. One that waits for workers cannot be had back: Tune
+            # would wait two seconds for it and then give the next trial up.
+            reuse_actors=sweep.workers_per_trial == 1,
             trial_dirname_creator=_trial_id,
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(folder),
             verbose=0,
+            stop=_OutOfTime(),
             callbacks=[_Watcher()],
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
         ),
@@ -147,7 +255,15 @@ def _trial_id(trial: Any) -> str:
     return trial.trial_id
 
 
-def _trainable(base: RunConfig, placement: Placement, folder: Path) -> Any:
+def _resources(placement: Placement, sweep: SweepConfig) -> dict[str, float]:
+    """Return what Tune reserves for a trial's own process; workers of its own reserve theirs."""
+    if placement.workers > 1:
+        return {"CPU": 0.0, "memory": 1e6}
+    own = {"CPU": placement.cpus, "GPU": placement.gpus}
+    return own | ({"memory": 1e9 * sweep.memory_gb_per_trial} if sweep.memory_gb_per_trial else {})
+
+
+def _trainable(base: RunConfig, placement: Placement, folder: Path, sweep: SweepConfig) -> Any:
     """Return the function Tune runs for each trial.
 
     One worker trains right in Tune's reused process. Several need a trainer of their own; then this function only
@@ -158,16 +274,15 @@ def _trainable(base: RunConfig, placement: Placement, folder: Path) -> Any:
         trial_folder = folder / "trials" / tune.get_context().get_trial_id()
         run_trial(base.with_overrides(suggested), trial_folder, placement)
 
-    nested = placement.workers > 1
-    own = {"CPU": 0.0, "memory": 1e6} if nested else {"CPU": placement.cpus, "GPU": placement.gpus}
-    return tune.with_resources(trial, own)
+    return tune.with_resources(trial, _resources(placement, sweep))
 
 
 def run_trial(config: RunConfig, folder: Path, placement: Placement) -> None:
     """Train one configuration inside a Tune trial and leave a note in its folder when it can never finish.
 
     A trial that diverges or whose settings do not fit the data would do the same again, so it ends without being
-    retried, with the score it had or else the worst one.
+    retried, with the score it had or else the worst one. One that has ended before, as its driver may have been killed
+    before it stored that, ends again as it did.
     """
     reported = False
 
@@ -176,22 +291,23 @@ def run_trial(config: RunConfig, folder: Path, placement: Placement) -> None:
         reported = True
         tune.report(metrics)
 
-    status: Status = "finished"
-    message, result = "", None
-    try:
-        if placement.workers > 1:
-            distributed.fit_on_workers(config, folder, placement)
-            reported = True
-        else:
-            result = distributed.fit_here(config, folder, report, cpus=placement.cpus)
-    except (TrainingDiverged, InputError) as error:
-        status, message = "diverged" if isinstance(error, TrainingDiverged) else "refused", str(error)
-    trials.write_end(folder, status, message)
-    if not reported:  # it had finished before, or never got through a pass; Tune and Optuna want a value all the same
+    if not (folder / "end.json").exists():
+        status: Status = "finished"
+        message = ""
+        try:
+            if placement.workers > 1:
+                distributed.fit_on_workers(config, folder, placement)
+                reported = True
+            else:
+                distributed.fit_here(config, folder, report, cpus=placement.cpus)
+        except (TrainingDiverged, InputError) as error:
+            status, message = "diverged" if isinstance(error, TrainingDiverged) else "refused", str(error)
+        trials.write_end(folder, status, message)
+    if not reported:  # Tune and Optuna want a value all the same
+        made = [done[config.metric] for done in trials.history_of(folder)]
         worst = 0.0 if config.mode == "max" else 1e9
-        passes = result.passes if result else 0
-        best = result.best_metrics[config.metric] if result else worst
-        tune.report({"pass": passes, "objective": best})
+        best = (max if config.mode == "max" else min)(made, default=worst)
+        tune.report({"pass": len(made), "objective": best})
 
 
 class _Watcher(tune.Callback):
@@ -202,120 +318,69 @@ class _Watcher(tune.Callback):
     """
 
     live: ClassVar[Watching | None] = None
+    resources: ClassVar[dict[str, float]] = {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.live and not self.live.is_under_way:
+            self.live.is_under_way = True
+            for trial in trials:  # of before an interruption: what they may use is what is asked for now
+                trial.max_failures = trial.num_failures + self.live.sweep.max_failures
+                if trial.status == "PENDING":
+                    trial.update_resources(dict(self.resources))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.live and self.live.fault:
+            raise self.live.fault
+        for name in self.live.stalled() if self.live else []:
+            actor = next(trial for trial in trials if trial.trial_id == name).temporary_state.ray_actor
+            if actor is not None:
+                ray.kill(actor)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self.live:
-            self.live.started(trial.trial_id, trial.config)
+        self._tell("started", trial.trial_id, trial.config)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if self.live:
-            self.live.reported(trial.trial_id, result)
+        self._tell("reported", trial.trial_id, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self.live:
-            self.live.ended(trial.trial_id, failed=False)
+        self._tell("ended", trial.trial_id)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._tell("lost", trial.trial_id, _reason(trial), is_final=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self.live:
-            self.live.ended(trial.trial_id, failed=True)
+        self._tell("lost", trial.trial_id, _reason(trial), is_final=True)
+
+    def _tell(self, what: str, *words: Any, **more: Any) -> None:
+        if self.live is None:
+            return
+        try:
+            getattr(self.live, what)(*words, **more)
+        except Exception as error:
+            self.live.fault = self.live.fault or error
+            raise
 
 
-class Watching:
-    """Numbers and tracks the trials of a running sweep and says how it goes.
+class _OutOfTime(tune.Stopper):
+    """Ends a trial after the pass that uses up its time; finds the live object as `_Watcher` does."""
 
-    `chance` is the level of guessing for the metric, where it has one; it stands beside every score.
-    """
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return _Watcher.live is not None and _Watcher.live.is_over(trial_id, result)
 
-    def __init__(
-        self, base: RunConfig, sweep: SweepConfig, folder: Path, tracker: Tracker, chance: float | None, say: Say
-    ) -> None:
-        self.folder, self.say = folder, say
-        self._base, self._sweep = base, sweep
-        self._tracker, self._chance = tracker, chance
-        began, over = (folder / "trials").glob("*/trial.json"), (folder / "trials").glob("*/end.json")
-        self._numbers = {path.parent.name: trials.number_of(path.parent) for path in began}
-        self._running: set[str] = set()
-        self._ended = {path.parent.name: trials.end_of(path.parent) for path in over}
-        self._best_file = folder / "best_so_far.json"
-        self._best = json.loads(self._best_file.read_text()) if self._best_file.exists() else None
-        self._began = self._last_said = time.monotonic()
-        self._ended_before = len(self._ended)
-
-    def key(self, trial_id: str) -> str:
-        return f"{self.folder.name}/{trial_id}"
-
-    def started(self, trial_id: str, suggested: dict[str, Any]) -> None:
-        number = self._numbers.setdefault(trial_id, len(self._numbers) + 1)
-        own = self.folder / "trials" / trial_id
-        own.mkdir(parents=True, exist_ok=True, mode=0o700)
-        runs.write_whole(own / "trial.json", json.dumps({"number": number, "suggested": suggested}))
-        config = self._base.with_overrides(suggested)
-        self._running.add(trial_id)
-        self._tracker.start(
-            self.key(trial_id),
-            name=f"{number:03d} {config.eeg.encoder} {config.image.encoder} {config.loss.name} D{config.eeg.embed_dim}",
-            parent=self.folder.name,
-            params=config.flat(),
-            tags={"eegvision.kind": "train", "eegvision.config": config.fingerprint(), "eegvision.trial": str(number)},
-        )
-
-    def reported(self, trial_id: str, result: dict[str, Any]) -> None:
-        metrics = {name: value for name, value in result.items() if "/" in name and isinstance(value, int | float)}
-        self._tracker.metrics(self.key(trial_id), metrics, step=int(result["pass"]))
-        value = float(result["objective"])
-        sign = 1 if self._base.mode == "max" else -1
-        if metrics and (self._best is None or sign * value > sign * self._best["value"]):
-            self._best = {"value": value, "trial": self._numbers[trial_id], "pass": int(result["pass"])}
-            runs.write_whole(self._best_file, json.dumps(self._best))
-        if time.monotonic() - self._last_said > _SAY_EVERY_S:
-            self.say(self.line())
-
-    def ended(self, trial_id: str, *, failed: bool) -> None:
-        self._running.discard(trial_id)
-        own = self.folder / "trials" / trial_id
-        if not (own / "end.json").exists():  # it did not get to say so itself
-            trials.write_end(own, "failed" if failed else "stopped early")
-        self._ended[trial_id] = trials.end_of(own)
-        self._tracker.finish(self.key(trial_id), "FAILED" if failed else "FINISHED")
-        self.say(self.line())
-
-    def line(self) -> str:
-        """Say in one line how many trials are done, what is best so far and how long it may take."""
-        self._last_said = time.monotonic()
-        elapsed = self._last_said - self._began
-        done, total = len(self._ended), self._sweep.trials
-        text = f"[{elapsed // 60:02.0f}:{elapsed % 60:02.0f}] {done}/{total} trials done"
-        others = Counter(end["status"] for end in self._ended.values() if end["status"] != "finished")
-        if others:
-            text += f" ({', '.join(f'{count} {status}' for status, count in sorted(others.items()))})"
-        text += f", {len(self._running)} running"
-        if self._best:
-            chance = f"; chance {self._chance:.3f}" if self._chance else ""
-            text += f" | best {self._base.metric} {self._best['value']:.3f}"
-            text += f" (trial {self._best['trial']}, pass {self._best['pass']}{chance})"
-        if (ended_now := done - self._ended_before) and done < total:
-            text += f" | about {_duration(elapsed / ended_now * (total - done))} left"
-        return text
-
-    def close(self, rows: list[TrialRow]) -> None:
-        """Bring what is tracked in line with the outcome.
-
-        An end may have been missed. And a trial that began less than two seconds before its driver was killed is in
-        our records but not in Ray's; another one has taken its place, so it goes. The kill may even have come before
-        the tracker heard of it.
-        """
-        for row in rows:
-            self._tracker.tag(self.key(row.trial_id), {"eegvision.status": row.status})
-            self._tracker.finish(self.key(row.trial_id), "FAILED" if row.status == "failed" else "FINISHED")
-        for lost in self._numbers.keys() - {row.trial_id for row in rows}:
-            if self._tracker.knows(self.key(lost)):
-                self._tracker.tag(self.key(lost), {"eegvision.status": "lost with its driver"})
-                self._tracker.finish(self.key(lost), "KILLED")
-            shutil.rmtree(self.folder / "trials" / lost)
-        _Watcher.live = None
+    def stop_all(self) -> bool:
+        return False
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def _reason(trial: Any) -> str:
+    """Return why a trial's attempt ended, from what Tune has kept of it."""
+    try:
+        with Path(trial.pickled_error_file).open("rb") as file:
+            error = cloudpickle.load(file)
+    except Exception:  # there is no such file, or the disk was too full for all of it
+        with suppress(OSError, TypeError):
+            error = RuntimeError(Path(trial.error_file).read_text())
+            return failures.reason(error)
+        return "error: Ray Tune kept no reason"
+    return failures.reason(error)

@@ -1,48 +1,40 @@
 """MLflow behind a local spool: events go to a file at once, a background thread ships them, training never waits.
 
-The spool is the record and MLflow a view of it. What could not be shipped (server down, process killed) is shipped
-by the next `Tracker` on the same folder, once: runs are found by their key, points carry the time they were spooled
-(which makes shipping one twice harmless), and a second value for the same (run, metric, step) is ignored.
+The spool (`spool.py`) is the record and MLflow a view of it. What could not be shipped (server down, process killed)
+is shipped by the next `Tracker` on the same folder, once: runs are found by their key, points carry the time they were
+spooled (which makes shipping one twice harmless), and a second value for the same (run, metric, step) is ignored.
 Pointing a spool at another MLflow ships everything there from the beginning.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import hashlib
 import importlib.metadata
-import itertools
-import json
 import logging
 import math
 import os
 import platform
 import re
-import socket
 import subprocess
 import threading
 import time
 import urllib.parse
-import uuid
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
+from eegvision import pseudonyms, spool
+from eegvision.spool import Event, Spool, Status
 from eegvision.vocab import InputError, RunInUseError, home
-
-Event = dict[str, Any]
-Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[\w\-./: ]+", re.ASCII)  # what MLflow allows in the name of a metric; no quotes for searches
-_LINES_PER_CHUNK = 500
 _METRICS_PER_CALL = 500  # MLflow takes 1000 and 1 MB
 _PARAMS_PER_CALL = 100
 _PARAM_CHARS, _TAG_CHARS = 6000, 8000
 _PAUSE_S, _LONGEST_PAUSE_S, _CLOSING_PAUSE_S = 0.5, 60.0, 1.0
+_CLOSE_S, _CLOSE_INTERRUPTED_S = 30.0, 5.0
 _ARTIFACT_ATTEMPTS = 3
 # Our own loop retries, for ever and without noise, so the client must neither wait long nor retry by itself.
 _CLIENT_SETTINGS = {
@@ -60,6 +52,11 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
 
 
+def target(experiment: str, uri: str | None = None) -> str:
+    """Return what a spool knows an experiment at an address by; the address is by default `tracking_uri()`."""
+    return f"{uri or tracking_uri()}\n{experiment}"
+
+
 class Tracker:
     """Reports runs to MLflow without ever waiting for it.
 
@@ -67,16 +64,16 @@ class Tracker:
     known by its `key`, for example `demo/trial_0003`; starting the same key on the same spool continues the run.
 
     Args:
-        spool: folder of the events, one per study; it is made if needed and held by one process at a time.
+        folder: of the events, one per study; it is made if needed and held by one process at a time.
         experiment: MLflow experiment, made if needed.
         uri: MLflow's address; by default `tracking_uri()`.
     Raises:
         RunInUseError: another process holds the spool.
     """
 
-    def __init__(self, spool: Path, experiment: str, uri: str | None = None) -> None:
+    def __init__(self, folder: Path, experiment: str, uri: str | None = None) -> None:
         uri = uri or tracking_uri()
-        self._spool = _Spool(spool, target=f"{uri}\n{experiment}")
+        self._spool = Spool(folder, target=target(experiment, uri))
         self._store = _Store(uri, experiment, self._spool)
         self._appending = threading.Lock()
         self._closing, self._gave_up = threading.Event(), threading.Event()
@@ -88,8 +85,9 @@ class Tracker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # An interrupted process has seconds until it is killed; what it cannot ship it ships next time.
+        self.close(_CLOSE_S if kind is None else _CLOSE_INTERRUPTED_S)
 
     def start(
         self,
@@ -100,11 +98,14 @@ class Tracker:
         params: Mapping[str, Any] = {},
         parent: str | None = None,
     ) -> None:
-        """Begin run `key`, or continue it; parameters already logged keep their first value."""
+        """Begin run `key`, or continue it; parameters already logged keep their first value.
+
+        Subjects in `data.subjects` and `data.held_out` are logged by their pseudonyms.
+        """
         if not _NAME.fullmatch(key):
             raise InputError(f"run key {key!r}: use letters, digits, spaces and . _ - / : only")
         assert parent is None or parent in self._spool.starts, f"parent {parent!r} was not started"
-        texts = {name: str(value)[:_PARAM_CHARS] for name, value in params.items()}
+        texts = {name: str(value)[:_PARAM_CHARS] for name, value in pseudonyms.public(params).items()}
         self._append("start", key, name=name, tags=dict(tags), params=texts, parent=parent)
 
     def knows(self, key: str) -> bool:
@@ -159,7 +160,7 @@ class Tracker:
         page = f"experiments/{self._store.experiment_id}/runs" if self._store.experiment_id else "experiments"
         return f"{base.rstrip('/')}/#/{page}?workflowType=machine_learning"
 
-    def close(self, timeout_s: float = 30.0) -> int:
+    def close(self, timeout_s: float = _CLOSE_S) -> int:
         """Ship what is left for at most `timeout_s` seconds; return the number of events that had to stay behind."""
         if self._gave_up.is_set():
             return self.pending
@@ -167,13 +168,15 @@ class Tracker:
         self._thread.join(timeout_s)
         with self._appending:
             self._gave_up.set()
+            self._spool.write_held()
         self._spool.close()
-        pending = self.pending
+        pending, lost = self.pending, len(self._spool.held)
         if pending:
             log.warning(
-                "%d events did not reach MLflow at %s within %g s%s; nothing is lost: they are in %s, and the same "
-                "command ships them when it runs again",
+                "%d events did not reach MLflow at %s within %g s%s; %s %s, and the same command, or `make ui`, ships "
+                "them when it runs again",
                 pending, self._store.shown, timeout_s, f" ({self._failure})" if self._failure else "",
+                f"{lost} are lost, the disk being full, the others are in" if lost else "nothing is lost: they are in",
                 self._spool.folder,
             )  # fmt: skip
         return pending
@@ -188,6 +191,9 @@ class Tracker:
         pause_s = _PAUSE_S
         # Closing is asked first: once it is set nothing is added any more, so what is behind then is all there is.
         while not self._gave_up.is_set() and (not self._closing.is_set() or self._spool.is_behind):
+            with self._appending:
+                if not self._gave_up.is_set():
+                    self._spool.write_held()
             failed = self._spool.is_behind and not self._ship_chunk()
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S) if failed else _PAUSE_S  # points gather into batches
             if not self._closing.is_set():
@@ -218,102 +224,12 @@ class Tracker:
         return True
 
 
-class _Spool:
-    """A folder of events: `events.jsonl` only grows, `shipped.json` says how far each target has it.
-
-    `id` tells this study from another one of the same name, and `lock` keeps a second process out.
-    """
-
-    def __init__(self, folder: Path, target: str) -> None:
-        self.folder = folder
-        self.starts: dict[str, Event] = {}  # key -> its last start event
-        self.ends: dict[str, Status] = {}  # key -> how it ended, unless it was started again
-        self.points: set[tuple[str, str, int]] = set()  # key, metric, step
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(folder / "lock")
-        if not (folder / "id").exists():
-            _write_whole(folder / "id", uuid.uuid4().hex)
-        self.id = (folder / "id").read_text()
-        self._events = folder / "events.jsonl"
-        self._offsets = folder / "shipped.json"
-        # A hash, because an address may hold a password.
-        self._target = hashlib.sha256(target.encode()).hexdigest()[:16]
-        self._shipped: int = self._read_offsets().get(self._target, 0)
-        self._file = self._events.open("ab")
-        self._learn()
-
-    def append(self, event: Event) -> None:
-        self._file.write(json.dumps(event, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        self._remember(event)
-
-    def read(self) -> tuple[list[Event], int]:
-        """Return the next events for the target and the offset after them."""
-        events: list[Event] = []
-        offset = self._shipped
-        with self._events.open("rb") as file:
-            file.seek(offset)
-            for line in itertools.islice(file, _LINES_PER_CHUNK):
-                if not line.endswith(b"\n"):  # being written
-                    break
-                offset += len(line)
-                with contextlib.suppress(ValueError):  # reported when the spool was opened
-                    events.append(json.loads(line))
-        return events, offset
-
-    def commit(self, offset: int) -> None:
-        _write_whole(self._offsets, json.dumps(self._read_offsets() | {self._target: offset}))
-        self._shipped = offset
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether there are events that the target does not have."""
-        return self._events.stat().st_size > self._shipped
-
-    def pending(self) -> int:
-        """Return the number of events that the target does not have."""
-        with self._events.open("rb") as file:
-            file.seek(self._shipped)
-            return sum(1 for _ in file)
-
-    def close(self) -> None:
-        self._file.close()
-        self._lock.close()
-
-    def _read_offsets(self) -> dict[str, int]:
-        return json.loads(self._offsets.read_text()) if self._offsets.exists() else {}
-
-    def _learn(self) -> None:
-        """Remember what an earlier process wrote; end the line it was killed in, so that the next stands alone."""
-        damaged, line = 0, b"\n"
-        with self._events.open("rb") as file:
-            for line in file:
-                try:
-                    self._remember(json.loads(line))
-                except ValueError:
-                    damaged += 1
-        if not line.endswith(b"\n"):
-            self._file.write(b"\n")
-            self._file.flush()
-        if damaged:
-            log.warning("%s: %d damaged lines (a crash while writing) are left out", self._events, damaged)
-
-    def _remember(self, event: Event) -> None:
-        if event["do"] == "start":
-            self.starts[event["key"]] = event
-            self.ends.pop(event["key"], None)
-        elif event["do"] == "finish":
-            self.ends[event["key"]] = event["status"]
-        elif event["do"] == "metrics":
-            self.points.update((event["key"], name, event["step"]) for name in event["values"])
-
-
 class _Store:
     """The only place that talks to MLflow; used by the shipping thread alone."""
 
-    def __init__(self, uri: str, experiment: str, spool: _Spool) -> None:
+    def __init__(self, uri: str, experiment: str, spool: Spool) -> None:
         self.uri, self.experiment, self.spool = uri, experiment, spool
-        self.shown = _without_password(uri)
+        self.shown = without_password(uri)
         self.experiment_id = ""
         self._client: Any = None
         self._run_ids: dict[str, str] = {}
@@ -438,6 +354,23 @@ class _Store:
         return found.experiment_id
 
 
+def ship_rest(folder: Path, experiment: str, *, uri: str | None = None, timeout_s: float = 60.0) -> str:
+    """Ship what an ended run left in its spool, as when MLflow was down at its end; say so in a line, or nothing.
+
+    Nothing is done, and MLflow not imported, where all of it is there already or another process holds the spool.
+    """
+    uri = uri or tracking_uri()
+    before = spool.waiting(folder, target(experiment, uri))
+    if not before:
+        return ""
+    try:
+        left = Tracker(folder, experiment, uri).close(timeout_s)
+    except RunInUseError:
+        return ""
+    shipped = f"{before - left} events of {experiment!r} that had waited went to MLflow at {without_password(uri)}"
+    return f"{shipped}; {left} wait on in {folder}" if left else shipped
+
+
 def code_version() -> str:
     """Return the commit of the checkout this package runs from (`+dirty` if it was edited), else its version."""
     folder = Path(__file__).parent
@@ -496,32 +429,6 @@ def _connect(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _locked(path: Path) -> Any:
-    """Open `path` and lock it for this process; the system lets go when the process ends, however it ends."""
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise RunInUseError(
-            f"{path.parent} is being written by {holder}; wait until it ends, or give this run another name"
-        ) from None
-    except OSError as error:  # some network file systems have no locks
-        log.warning("%s cannot be locked (%s): do not start the same run twice", path, error)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    file.flush()
-    return file
-
-
 def _is_local(uri: str) -> bool:
     return uri.startswith("sqlite:///")
 
@@ -530,7 +437,8 @@ def _database(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///")).absolute()
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """Return an address as it may be printed and logged."""
     parts = urllib.parse.urlsplit(uri)
     return uri if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from eegvision import checkpoint, runs
 from eegvision.config import RunConfig
 from eegvision.vocab import InputError
 
-Status = Literal["finished", "stopped early", "diverged", "refused", "failed"]
+Status = Literal["finished", "stopped early", "out of time", "diverged", "refused", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class TrialRow:
     seconds: float
     folder: Path
     message: str = ""
+    attempts: int = 1
+    """Processes it took: one, and one more for each that was lost or interrupted."""
 
     @property
     def checkpoint(self) -> Path:
@@ -62,6 +65,14 @@ def write_end(folder: Path, status: Status, message: str = "") -> None:
     runs.write_whole(folder / "end.json", json.dumps({"status": status, "message": message}))
 
 
+def history_of(folder: Path) -> list[dict[str, float]]:
+    """Return the metrics of every pass in a trial's folder, by what its newest readable checkpoint says."""
+    for path in reversed(checkpoint.by_age(folder / "last")):
+        with contextlib.suppress(checkpoint.CheckpointError):
+            return checkpoint.record(path)["history"]
+    return []
+
+
 def read_trial(folder: Path, config: RunConfig, *, status: Status | None = None, message: str = "") -> TrialRow:
     """Read a trial's outcome from its own folder, which also says what Ray does not know after a restart.
 
@@ -86,6 +97,7 @@ def read_trial(folder: Path, config: RunConfig, *, status: Status | None = None,
         seconds=sum(done["seconds"] for done in history),
         folder=folder,
         message=end["message"] or message,
+        attempts=max(1, len(list((folder / "attempts").glob("[0-9]*")))),
     )
 
 

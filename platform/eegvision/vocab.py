@@ -34,6 +34,13 @@ class RunInUseError(InputError):
     """A run of this name exists with another configuration, or is being written by another process."""
 
 
+class TryAgainError(RuntimeError):
+    """Something outside the program stood in the way, such as a full disk; what is finished stays.
+
+    The message says what to mend; after that the same command goes on. Jobs exit with code 75.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class Montage:
     """Electrodes of a recording, in the order of the rows of every segment.

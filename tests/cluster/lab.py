@@ -2,8 +2,8 @@
 
 In place of the kubelet: a container's command, environment, mounts and memory limit; services as names; Secrets drawn
 for the occasion. In place of KubeRay: the pods that `k8s.pods` derives; a new cluster with the same entrypoint when a
-job failed. The image is this checkout with the Python that runs the tests; PostgreSQL's is Debian's. Network policies,
-probes, users and the operator's status are not simulated.
+job failed. The image is a copy of this checkout with the Python that runs the tests; PostgreSQL's is Debian's. Not
+simulated: network policies, probes, users and the operator's status.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +69,18 @@ class RayCluster:
 
     head: Host
     workers: list[Host]
-    submitter: Host
-    submission: subprocess.Popen[bytes]
+    submitters: list[tuple[Host, subprocess.Popen[bytes]]] = field(default_factory=list)
+
+    def said(self) -> str:
+        """Return what all submitters printed, the job's own words among it."""
+        return "".join(
+            path.read_text(errors="replace") for host, _ in self.submitters for path in host.folder.glob("*.log")
+        )
+
+    def kill(self) -> None:
+        """Kill all pods, as deleting the cluster does in the end."""
+        for host in (self.head, *self.workers, *(host for host, _ in self.submitters)):
+            host.kill()
 
 
 @dataclass(eq=False)
@@ -124,7 +134,7 @@ class Lab:
         """Start the server's own container, and wait until it is healthy."""
         pod = workload(self.objects, "Deployment", "mlflow", secrets=self.secrets)
         self.run(host, pod.containers[0])
-        until("MLflow is healthy", lambda: self.get(host, "http://localhost:5000/health")[0] == 200, timeout_s=120)
+        until("MLflow is healthy", lambda: self.curl(host, "http://localhost:5000/health")[0] == 200, timeout_s=120)
 
     def start_job(self, name: str) -> RayCluster:
         """Start head, workers and submitter of a RayJob, as the operator does for each attempt."""
@@ -136,9 +146,18 @@ class Lab:
         head = self.net.host(head_pod.name, _service_aliases(service))
         self.run(head, head_pod.containers[0])
         workers = [self.start_worker(pod) for pod in made if pod.role == "worker"]
-        submitter = self.net.host(submitter_pod.name)
-        submission = self.run(submitter, submitter_pod.containers[0])
-        return RayCluster(head=head, workers=workers, submitter=submitter, submission=submission)
+        cluster = RayCluster(head=head, workers=workers)
+        self._submit(cluster, submitter_pod)
+        return cluster
+
+    def resubmit(self, name: str, cluster: RayCluster) -> None:
+        """Start another submitter, as the Kubernetes Job does for a lost one."""
+        self._submit(cluster, next(pod for pod in self._pods(name) if pod.role == "submitter"))
+
+    def _submit(self, cluster: RayCluster, pod: Pod) -> None:
+        number = sum(host.name.startswith(pod.name) for host in self.net.hosts)
+        host = self.net.host(f"{pod.name}-{number}")
+        cluster.submitters.append((host, self.run(host, pod.containers[0])))
 
     def start_worker(self, pod: Pod) -> Host:
         """Start a worker: what waits for the head, then Ray; under a name of its own, as every new pod has one."""
@@ -149,9 +168,10 @@ class Lab:
         self.run(host, main, command=f"{waits} && {main.command}")
         return host
 
-    def replace_worker(self, name: str) -> Host:
+    def replace_worker(self, name: str, cluster: RayCluster) -> Host:
         """Start one more worker of the job's running cluster, as the operator does for a lost one."""
-        return self.start_worker(next(pod for pod in self._pods(name) if pod.role == "worker"))
+        cluster.workers.append(self.start_worker(next(pod for pod in self._pods(name) if pod.role == "worker")))
+        return cluster.workers[-1]
 
     def _pods(self, name: str) -> list[Pod]:
         cluster = f"{name}-{self._n_clusters:05}"
@@ -169,7 +189,7 @@ class Lab:
             text,
             log=container.name,
             env=self._environment(container),
-            cwd=ROOT,
+            cwd=self.folder / "image",
             mounts=self._mounts(host, container, user),
             memory_bytes=memory,
             user=user,
@@ -182,7 +202,7 @@ class Lab:
     def _environment(self, container: Container) -> dict[str, str]:
         own = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "LANG": "C.UTF-8"}
         # Stands in for the image: the package from this checkout, and arithmetic that does not use all cores at once.
-        own |= {"TMPDIR": "/tmp/ray", "OMP_NUM_THREADS": "1"}
+        own |= {"TMPDIR": "/tmp/ray", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(self.folder / "image" / "platform")}
         return own | dict(container.env)
 
     def _mounts(self, host: Host, container: Container, user: str | None) -> dict[str, Path]:
@@ -214,21 +234,34 @@ class Lab:
             (folder / key).write_text(text)
         return folder
 
-    def get(self, host: Host, url: str, headers: Iterable[str] = ()) -> tuple[int, str]:
-        """Fetch a page from a host; the status is 0 where nobody answers."""
-        flags = [word for header in headers for word in ("-H", header)]
+    def curl(self, host: Host, url: str, *flags: str) -> tuple[int, str]:
+        """Ask for a page from a host; the status is 0 where nobody answers."""
         command = ["curl", "-sS", "--max-time", "5", "-w", "\n%{http_code}", *flags, url]
-        done = subprocess.run(
-            ["ip", "netns", "exec", host.space, *command], check=False, capture_output=True, text=True
-        )
+        argv = ["ip", "netns", "exec", host.space, *command]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True)
         text, _, code = done.stdout.rpartition("\n")
         return int(code or 0), text
 
     def ray(self, cluster: RayCluster, path: str) -> Any:
-        """Ask the head's dashboard, with the token."""
+        """Return what the head's dashboard answers to who has the token; None where it does not."""
         token = self.secrets["ray-token"]["auth_token"]
-        code, text = self.get(cluster.head, f"http://localhost:8265{path}", [f"Authorization: Bearer {token}"])
+        url = f"http://localhost:8265{path}"
+        code, text = self.curl(cluster.head, url, "-H", f"Authorization: Bearer {token}")
         return json.loads(text) if code == 200 else None
+
+    def nodes_alive(self, cluster: RayCluster) -> int | None:
+        """Return how many nodes the head takes for alive, itself included."""
+        answer = self.ray(cluster, "/api/v0/nodes")
+        return answer and sum(node["state"] == "ALIVE" for node in answer["data"]["result"]["result"])
+
+    def mlflow(self, host: Host, what: str, asked: Mapping[str, Any]) -> Any:
+        """Return what MLflow answers to the account of the Ray pods."""
+        account = self.secrets["mlflow-client"]
+        login = f"{account['MLFLOW_TRACKING_USERNAME']}:{account['MLFLOW_TRACKING_PASSWORD']}"
+        url = f"http://mlflow:5000/api/2.0/mlflow/{what}"
+        code, text = self.curl(host, url, "-u", login, "--json", json.dumps(asked))
+        assert code == 200, (code, text)
+        return json.loads(text)
 
 
 def _namespace(objects: list[Object]) -> str:
@@ -248,5 +281,7 @@ def _service_aliases(full: str) -> list[str]:
 @contextmanager
 def lab(objects: list[Object], folder: Path) -> Iterator[Lab]:
     """Make a lab without any pod running yet; all that ran in it ends with it."""
+    for name in ("platform", "jobs", "search_spaces"):
+        shutil.copytree(ROOT / name, folder / "image" / name, ignore=shutil.ignore_patterns("__pycache__"))
     with network(folder / "hosts") as net:
         yield Lab(net=net, objects=objects, secrets=drawn_secrets(), folder=folder)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 
 from eegvision import fanout
 from eegvision.ingest import assemble, shards, simulate
@@ -28,6 +29,13 @@ def once_killed(number: int, folder: Path) -> int:
     return number
 
 
+def always_killed(number: int) -> int:
+    """Ends its process whenever it is called with 3."""
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
 def refuses(number: int, folder: Path) -> int:
     if number == 2:
         raise InputError("item 2 is bad; mend it")
@@ -44,6 +52,15 @@ def test_every_item_is_worked_on_once():
 def test_an_item_whose_process_is_lost_is_done_again(tmp_path):
     assert sorted(fanout.spread(partial(once_killed, folder=tmp_path), range(6))) == list(range(6))
     assert (tmp_path / "called-3").exists()
+
+
+def test_an_item_whose_process_is_lost_every_time_does_not_stop_the_others():
+    found = list(fanout.spread(always_killed, range(6), lost=lambda number, reason: f"{number} {reason}"))
+    lost = [text for text in found if isinstance(text, str)]
+    assert sorted(number for number in found if isinstance(number, int)) == [0, 1, 2, 4, 5]
+    assert lost == ["3 killed: its process was ended from outside, or crashed"]
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        list(fanout.spread(always_killed, [3]))
 
 
 def test_bad_input_ends_the_rest_and_arrives_as_it_is(tmp_path):

@@ -16,6 +16,8 @@ import generators
 from eegvision import checkpoint
 from eegvision.config import RunConfig, SweepConfig
 from eegvision.distributed import fit_here
+from eegvision.history import check as checks
+from eegvision.history import read
 from eegvision.ingest import assemble, simulate
 from eegvision.study import run_study
 from eegvision.vocab import InputError
@@ -94,6 +96,7 @@ def test_a_submitted_sweep_ends_with_a_ranked_table_and_tracked_runs(home):
     assert {runs[key]["status"] for key in [*children, "submitted"]} == {"FINISHED"}
     table = (home / "runs" / "submitted" / "table.txt").read_text()
     assert table in ended.stdout
+    assert checks(home / "runs" / "submitted") == []
 
     again = run(home, sys.executable, *words[1:])
     assert again.returncode == 0, again.stderr
@@ -103,6 +106,11 @@ def test_a_submitted_sweep_ends_with_a_ranked_table_and_tracked_runs(home):
     other = run(home, sys.executable, *words[1:], "--optim.weight-decay", "0.5")
     assert other.returncode == 2
     assert "optim.weight_decay was 0.0, now 0.5" in other.stderr
+
+    # What was written does not change unnoticed.
+    (home / "runs" / "submitted" / "best.json").write_text('{"trial": "another"}')
+    checked = run(home, sys.executable, *words[1:], "--check", "True")
+    assert (checked.returncode, checked.stdout) == (1, "submitted: best.json has changed since it was written\n")
 
 
 def _run_id(home: Path, key: str) -> str:
@@ -139,6 +147,7 @@ def test_a_sweep_whose_driver_was_killed_goes_on_with_the_same_command(home):
         assert trials[name][: len(before[name])] == before[name]
         status = json.loads((folder / "trials" / name / "end.json").read_text())["status"]
         assert (len(trials[name]), status) == (12, "finished") or status == "stopped early"
+    assert checks(folder) == []
     best = json.loads((folder / "best.json").read_text())["trial"]
     top = max(max(done["val/top1"] for done in passes) for passes in trials.values())
     assert max(done["val/top1"] for done in trials[best]) == top
@@ -198,6 +207,11 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(home):
     after = history(trial)
     assert len(after) == 20
     assert after[: len(before)] == before, "passes before the kill must not be made again"
+    assert checks(home / "runs" / "retried") == []
+    log = read(home / "runs" / "retried")
+    assert [event["attempt"] for event in log if event["do"] == "attempt"] == [1, 2]
+    assert [event["reason"].partition(":")[0] for event in log if event["do"] == "lost"] == ["killed"]
+    assert "trials that took several attempts, each going on from a checkpoint: 1 (2)" in output
 
 
 def test_two_workers_train_to_the_curve_of_one(home, tmp_path):
@@ -248,6 +262,11 @@ def test_files_are_ingested_and_shown_again_by_one_command_each(home, tmp_path):
         ({"data.split": "published"}, {}, "published"),
         ({"data.subjects": ["sub-99"]}, {}, "sub-99"),
         ({}, {"gpus_per_trial": 64.0}, "asks for 64 GPUs .* but the cluster has 0"),
+        (
+            {},
+            {"memory_gb_per_trial": 1e6},
+            r"asks for 1e\+06 GB of memory, but no machine of the cluster has more than",
+        ),
         ({"data.dataset": "nowhere"}, {}, "no data set 'nowhere'"),
     ],
 )

@@ -39,6 +39,7 @@ class Row:
     number: int
     settings: Mapping[str, object] = field(default_factory=dict)
     status: str = "finished"
+    attempts: int = 1
     history: tuple[dict[str, float], ...] = tuple(HISTORY)
     seconds: float = 75.0
     message: str = ""

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eegvision import cluster, runs
+from eegvision import cluster, pseudonyms, runs
 from eegvision.assess.embedding import Embedded, embed
 from eegvision.assess.probing import probe
 from eegvision.assess.retrieving import zero_shot_scores
@@ -121,10 +121,10 @@ def score_trials(
 
 
 def _score(task: Task) -> str:
-    """Score one trial and write the result; returns its name."""
+    """Score one trial and write the result, with subjects by their pseudonyms; returns its name."""
     model = task.load()
     store = task.store_of(model, repetitions=task.question.repetitions)
-    evaluation = evaluate(model, store, task.side, task.question)
+    evaluation = _without_names(evaluate(model, store, task.side, task.question))
     task.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     predictions = task.path.with_suffix(".parquet")
     pq.write_table(pa.table(evaluation.predictions), predictions)
@@ -134,7 +134,7 @@ def _score(task: Task) -> str:
         "trial": task.trial.name,
         "checkpoint": str(task.checkpoint.relative_to(task.run)),
         "model_sha256": task.model_sha256,
-        "config": model.config.to_dict(),
+        "config": pseudonyms.public(model.config.to_dict()),
         "fingerprint": model.config.fingerprint(),
         "dataset": {
             "name": store.manifest.name,
@@ -155,6 +155,17 @@ def _score(task: Task) -> str:
     }
     runs.write_whole(task.path, json.dumps(record, indent=1, default=_jsonable))
     return task.path.stem
+
+
+def _without_names(evaluation: Evaluation) -> Evaluation:
+    """Return an evaluation as it may leave the run's folder: subjects by pseudonyms, and out of segments' ids."""
+    rows = [row | {"held_out": row["held_out"] and pseudonyms.pseudonym(row["held_out"])} for row in evaluation.rows]
+    curves = [row | {"subject": pseudonyms.pseudonym(row["subject"])} for row in evaluation.curves]
+    predictions = dict(evaluation.predictions)
+    subjects = predictions["subject"]
+    predictions["query_id"] = list(map(pseudonyms.segment, predictions["query_id"], subjects))
+    predictions["subject"] = list(map(pseudonyms.pseudonym, subjects))
+    return replace(evaluation, rows=rows, curves=curves, predictions=predictions)
 
 
 def _jsonable(value: Any) -> Any:

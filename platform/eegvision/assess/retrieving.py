@@ -173,7 +173,9 @@ def _rows(
         for row in rows:
             k = int(row["metric"][4:]) if row["metric"].startswith("top-") else 0
             if k and k < result.n_gallery and row["group_name"] in ("all", "subject"):
-                is_in_N = (subject_N == row["group"]) | (row["group_name"] == "all")
+                is_in_N = (
+                    groups["subject"] == row["group"] if row["group_name"] == "subject" else np.full(len(kept_N), True)
+                )
                 row["p"] = statistics.permutation_p(score_NM[is_in_N], unit_N[is_in_N], k, seed=question.seed)[1]
     for row in rows:
         row["probe_side"] = None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from eegvision import pseudonyms
 from eegvision.evaluate import statistics
 from eegvision.evaluate.retrieval import Normalise
 from eegvision.evaluate.zero_shot import GalleryKind, Transductive
@@ -111,10 +112,10 @@ def interval(
 def groups_of(
     question: Question, names: Sequence[str], label_N: np.ndarray, subject_N: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Return the group of each item by kind of group: subject, class, semantic category."""
+    """Return the group of each item by kind of group: subject (by its pseudonym), class, semantic category."""
     groups: dict[str, np.ndarray] = {}
     if subject_N is not None and len(np.unique(subject_N)) > 1:
-        groups["subject"] = subject_N
+        groups["subject"] = np.array([pseudonyms.pseudonym(name) for name in subject_N.tolist()])
     if (label_N >= 0).all() and len(np.unique(label_N)) > 1:
         groups["class"] = np.array([names[label] for label in label_N])
         if question.categories is not None:

@@ -61,7 +61,7 @@ def run_audit(name: str, *, trial: int | None, budget: Budget, say: Say) -> Audi
     say(f"{name}, trial {audited.number}: controls are trained for {base.train.max_passes} passes with {budget.seeds} "
         "seeds each, and scored on validation pictures; the test pictures stay closed")  # fmt: skip
     shards.verify(root, manifest)
-    cluster.connect()
+    cluster.enter(say)
     # Another number of passes makes other trainings, which lie elsewhere; more seeds join those that are there.
     work = folder / "audit" / base.fingerprint()
     with runs.sole_owner(work):

@@ -30,7 +30,7 @@ import numpy as np
 from eegvision.fanout.progress import Progress, Say, clock
 from eegvision.overrides import flatten
 from eegvision.runs import write_whole
-from eegvision.vocab import InputError
+from eegvision.vocab import InputError, TryAgainError
 
 Work = Callable[[Any], Mapping[str, np.ndarray]]
 
@@ -174,11 +174,11 @@ def _shown(values: Mapping[str, Any], name: str) -> str:
     return repr(values[name]) if name in values else "not given"
 
 
-def storage_fault(error: OSError, folder: Path) -> InputError | None:
+def storage_fault(error: OSError, folder: Path) -> TryAgainError | None:
     """Return what to tell of a full disk; None for other errors."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
-    return InputError(
+    return TryAgainError(
         f"no space is left for {folder} on {os.uname().nodename} ({error.strerror}); what is finished there stays "
         "usable: free space, or put EEGVISION_HOME on a larger disk with that folder copied, and give the same "
         "command again"
@@ -201,10 +201,21 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """What ended an attempt: the input (stops everything), the process (another one may do better), or the chunk."""
+    """What ended an attempt: input or storage (stop everything), the process (another may do better), or the chunk."""
 
     reason: str
-    whose: Literal["input", "process", "chunk"]
+    whose: Literal["input", "storage", "process", "chunk"]
+
+    def stop(self) -> None:
+        """Raise what is to be told to the user where no other chunk would do better.
+
+        Raises:
+            InputError, TryAgainError: the input is at fault; the storage is full.
+        """
+        if self.whose == "input":
+            raise InputError(self.reason)
+        if self.whose == "storage":
+            raise TryAgainError(self.reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +302,7 @@ def _explained(error: Exception, folder: Path) -> Failed:
     if isinstance(error, InputError):
         return Failed(reason=str(error), whose="input")
     if isinstance(error, OSError) and (full := storage_fault(error, folder)):
-        return Failed(reason=str(full), whose="input")
+        return Failed(reason=str(full), whose="storage")
     words = " / ".join(line.strip() for line in str(error).strip().splitlines()[:3])[:_WORDS]
     place = traceback.extract_tb(error.__traceback__)[-1]
     reason = f"{type(error).__name__}: {words} ({Path(place.filename).name}, line {place.lineno})"
@@ -324,8 +335,7 @@ class Book:
     def enter(self, number: int, answer: Written | Failed) -> None:
         """Take a worker's answer for a chunk."""
         if isinstance(answer, Failed):
-            if answer.whose == "input":
-                raise InputError(answer.reason)
+            answer.stop()
             self._put_aside(number, answer.reason)
             return
         chunk = self.chunks[number]

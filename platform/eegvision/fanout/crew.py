@@ -27,7 +27,6 @@ from eegvision.fanout.chunks import (
 )
 from eegvision.fanout.progress import Say
 from eegvision.runs import sole_owner
-from eegvision.vocab import InputError
 
 _LOOK_S = 1.0  # how long to wait for results before looking round the cluster again
 _DISK = "disk"  # the thread of a worker that writes
@@ -63,6 +62,7 @@ def compute(
         cpus, gpus: what each worker holds; fractions allowed, one of them above 0.
     Raises:
         InputError: raised by `prepare` or its function; the folder holds something else, or cannot be written.
+        TryAgainError: the disk is full.
         RunInUseError: another process computes into this folder.
         RuntimeError: chunks were set aside, or no worker could be started.
     """
@@ -93,7 +93,8 @@ def _work_here(prepare: Callable[[], Work], book: Book, folder: Path) -> None:
     worker = Worker(prepare, [(chunk.key, chunk.item) for chunk in book.chunks], folder)
     book.say("loading the model ...")
     if failed := worker.begin():
-        raise InputError(failed.reason) if failed.whose == "input" else RuntimeError(failed.reason)
+        failed.stop()
+        raise RuntimeError(failed.reason)
     book.progress.begin()
     while book.waiting:
         number = book.waiting.popleft()
@@ -246,8 +247,7 @@ class _Crew:
     def _not_begun(self, member: _Member, failed: Failed) -> None:
         """Bear that a worker does not start, as on a broken machine, as long as others do."""
         self._dismiss(member)
-        if failed.whose == "input":
-            raise InputError(failed.reason)
+        failed.stop()
         if member.asked_s > self._failed_s:  # those that were asked for together fail together
             self._n_bad_starts += 1
             self._book.say(f"a worker could not start ({failed.reason})")

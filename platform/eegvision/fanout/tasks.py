@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from eegvision import cluster
+from eegvision import cluster, failures
+from eegvision.vocab import TryAgainError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -21,6 +22,7 @@ def spread(
     peak_bytes: Callable[[T], int] = lambda _: 0,
     cpus: float = 1.0,
     gpus: float = 0.0,
+    lost: Callable[[T, str], R] | None = None,
 ) -> Iterator[R]:
     """Apply a function to items on the cluster this process is connected to; yield results in the order of finishing.
 
@@ -32,8 +34,11 @@ def spread(
         items: one task each.
         peak_bytes: memory an item takes; tasks that would not fit beside each other wait.
         cpus, gpus: what a task holds, fractions allowed.
+        lost: called with an item whose process or machine was lost every time, and why; what it returns is yielded
+            and the other items go on. By default the loss is raised.
     Raises:
-        InputError: raised by `work`; other exceptions as `ray.exceptions.RayTaskError`.
+        InputError, TryAgainError: raised by `work`; other exceptions as `ray.exceptions.RayTaskError`.
+        RayError: a task was lost every time, and `lost` is not given.
     """
     import ray
 
@@ -42,19 +47,27 @@ def spread(
     most = max(1, int(_AHEAD * ray.cluster_resources().get("CPU", 1)))
     largest = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
     waiting = list(reversed(items))
-    running: list[Any] = []
+    running: dict[Any, T] = {}
     try:
         while waiting or running:
             while waiting and len(running) < most:
                 item = waiting.pop()
                 # An item that is larger than any machine still gets its try, alone on one.
                 memory = min(peak_bytes(item), int(0.9 * largest))
-                running.append(task.options(memory=memory or None).remote(shared, item))
-            finished, running = ray.wait(running, num_returns=1)
+                running[task.options(memory=memory or None).remote(shared, item)] = item
+            finished = ray.wait(list(running), num_returns=1)[0][0]
+            item = running.pop(finished)
             try:
-                yield ray.get(finished[0])
+                result = ray.get(finished)
             except ray.exceptions.RayTaskError as error:
+                if isinstance(error, TryAgainError):  # Ray's copy of it says where it was raised, at length
+                    raise TryAgainError(str(error.cause)) from None
                 raise cluster.cause(error) from None
+            except ray.exceptions.RayError as error:
+                if lost is None:
+                    raise
+                result = lost(item, failures.reason(error))
+            yield result
     finally:
         for task_ref in running:
             ray.cancel(task_ref, force=True)

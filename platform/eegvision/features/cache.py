@@ -240,8 +240,9 @@ def _over_cluster(pieces: Sequence[Piece], n_images: int, images: Sequence[Image
     tasks = [reading.cut(pieces, first, stop) for first, stop in pairwise(edges)]
     weights = Path(images[0].weights).expanduser()
     peak_bytes = _PEAK_BYTES + (2 * weights.stat().st_size if weights.is_file() else 0)
-    held = {"gpus": 1.0, "cpus": float(max(1, min(_CPUS_PER_GPU, cpus // gpus)))} if gpus else {"cpus": 1.0}
-    yield from spread(partial(_task, images=images), tasks, peak_bytes=lambda _: peak_bytes, **held)
+    held_cpus = float(max(1, min(_CPUS_PER_GPU, cpus // gpus))) if gpus else 1.0
+    work = partial(_task, images=images)
+    yield from spread(work, tasks, peak_bytes=lambda _: peak_bytes, cpus=held_cpus, gpus=1.0 if gpus else 0.0)
 
 
 def _task(pieces: Sequence[Piece], images: Sequence[ImageConfig]) -> Rows:

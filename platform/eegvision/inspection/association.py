@@ -112,7 +112,7 @@ def run_association(
         InputError: there is no such run or trial, its data have changed, it has no image network from pixels; or a
             layer or interval does not fit.
     """
-    cluster.connect()
+    cluster.enter(say)
     purpose = f"association of {'the best trial' if trial is None else f'trial {trial}'} with feature maps"
     opened = open_run(name, trial=trial, side=side, purpose=purpose, again=again, say=say)
     _require_pixels(opened)

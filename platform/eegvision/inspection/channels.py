@@ -91,7 +91,7 @@ def run_channels(
         InputError: there is no such run or trial, its data have changed, it knows one side alone; or an interval,
             region or category does not fit the data.
     """
-    cluster.connect()
+    cluster.enter(say)
     purpose = "channel importance of the best trial" if trial is None else f"channel importance of trial {trial}"
     opened = open_run(name, trial=trial, side=side, purpose=purpose, again=again, say=say)
     require_both_sides(opened)

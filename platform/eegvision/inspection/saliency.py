@@ -71,7 +71,7 @@ def run_saliency(
             runs no network from pixels; a fixation lies outside its picture; or a map of another detector is missing
             or does not fit its picture.
     """
-    cluster.connect()
+    cluster.enter(say)
     purpose = "saliency of the best trial" if trial is None else f"saliency of trial {trial}"
     opened = open_run(name, trial=trial, side=side, purpose=purpose, again=again, say=say)
     require_both_sides(opened)

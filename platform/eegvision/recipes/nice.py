@@ -13,6 +13,7 @@ from eegvision.assess.scores import Question
 from eegvision.config import EegConfig, EegEncoderName, RunConfig
 from eegvision.evaluate.zero_shot import GalleryKind
 from eegvision.ingest import shards
+from eegvision.pseudonyms import pseudonym
 from eegvision.recipes.plan import (
     Measure,
     Say,
@@ -132,4 +133,4 @@ def _averaged(scored: dict[str, Scored]) -> str:
 
 
 def _key(setting: str, eeg: str, subject: str) -> str:
-    return f"{setting}.{eeg}.{subject}"
+    return f"{setting}.{eeg}.{pseudonym(subject)}"

@@ -94,7 +94,7 @@ def run_plan(
     with runs.sole_owner(folder):
         runs.claim(folder, identity)
         runs.note_command(folder)
-        cluster.connect()
+        cluster.enter(say)
         tags = {"eegvision.kind": "tables", "eegvision.dataset": manifest.fingerprint, "eegvision.code": code_version()}
         with Tracker(folder / "spool", experiment=name) as tracker:
             tracker.start(name, name=name, params=identity, tags=tags)

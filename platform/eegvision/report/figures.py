@@ -31,6 +31,9 @@ _NAMES = {
 }
 _MOST_LETTERS = 28  # of a class beside a matrix
 
+SHOWS_EEG = "examples"
+"""Name of the figure with single segments of EEG, which are personal data: it is not sent to MLflow."""
+
 
 def learning_curves(
     history: Sequence[Mapping[str, float]],
@@ -205,7 +208,8 @@ def retrieval_examples(
 ) -> list[Path]:
     """Draw EEG segments, the picture each belongs to and the five pictures retrieved first, the right one framed.
 
-    The segments are drawn at random (seed 0), one per picture, so that they are not the best ones.
+    The segments are drawn at random (seed 0), one per picture, so that they are not the best ones. It is the one
+    figure of a study that shows EEG as it was recorded, so it stays in the run's folder (`SHOWS_EEG`).
 
     Args:
         manifest: of the data set.

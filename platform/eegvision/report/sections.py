@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from eegvision import pseudonyms
 from eegvision.config import RunConfig
 from eegvision.evaluate.statistics import significance_line
 from eegvision.ledger import Opening
@@ -470,6 +471,8 @@ def rerun(found: Sequence[Run], folder: str) -> tuple[Part, dict[str, str]]:
             body.text(f"The best trial ({scored[0].number}) by itself:")
             body.parts.append(f"<pre>python jobs/train.py --config {escaped(f'{folder}/{file}')}</pre>")
             body.parts.append(f"<pre>{escaped(files[file])}</pre>")
+        if run.identity and pseudonyms.has_names(run.base.to_dict()):
+            body.text("Subjects are called by pseudonyms; to run it again, write their names instead.", "note")
         body.parts.append(_versions(run) + "</div>")
     return body.part("To run it again", "rerun"), files
 
@@ -485,7 +488,7 @@ def _as_yaml(options: Mapping[str, Any], config: RunConfig) -> str:
     """Return what differs from the defaults, as `--config` takes it."""
     default = flatten(RunConfig().to_dict())
     nested: dict[str, Any] = dict(options)
-    for path, value in flatten(config.to_dict()).items():
+    for path, value in flatten(pseudonyms.public(config.to_dict())).items():
         if value != default[path] or path == "data.dataset":
             group, _, name = path.rpartition(".")
             (nested.setdefault(group, {}) if group else nested)[name] = value

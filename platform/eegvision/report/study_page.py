@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eegvision import ledger
+from eegvision import ledger, pseudonyms
 from eegvision.report import sections
 from eegvision.report.grid_tables import Table, percent
 from eegvision.report.leaderboard import boards
@@ -159,7 +159,7 @@ def _write_rows(path: Path, found: Sequence[Run], tables: Sequence[Table]) -> No
         for trial in run.trials:
             shared = {"kind": "validation, chosen on", **own, "trial": trial.trial_id, "number": trial.number}
             shared |= {"status": trial.status, "side": "val", "passes": trial.passes, "best_pass": trial.best_pass}
-            shared |= {"fingerprint": trial.config.fingerprint(), **trial.config.flat()}
+            shared |= {"fingerprint": trial.config.fingerprint(), **pseudonyms.public(trial.config.flat())}
             rows += [
                 {**shared, "metric": name, "value": value, "chance": run.chance.get(name)}
                 for name, value in trial.metrics.items()

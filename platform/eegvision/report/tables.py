@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from eegvision import pseudonyms
 from eegvision.config import RunConfig
 from eegvision.evaluate.statistics import significance_line
 from eegvision.ingest.shards import Manifest
@@ -29,6 +30,8 @@ class Trial(Protocol):
     def status(self) -> str: ...
     @property
     def config(self) -> RunConfig: ...
+    @property
+    def attempts(self) -> int: ...
     @property
     def passes(self) -> int: ...
     @property
@@ -104,10 +107,11 @@ def write_csv(trials: Sequence[Trial], path: Path, *, chance: Mapping[str, float
     import pandas as pd
 
     rows = [
-        {"rank": rank, "trial": trial.number, "status": trial.status, "passes": trial.passes, "seconds": trial.seconds}
+        {"rank": rank, "trial": trial.number, "status": trial.status, "attempts": trial.attempts}
+        | {"passes": trial.passes, "seconds": trial.seconds}
         | dict(trial.metrics)
         | {f"chance {name}": level for name, level in chance.items()}
-        | trial.config.flat()
+        | pseudonyms.public(trial.config.flat())
         | {"message": trial.message}
         for rank, trial in enumerate(trials, start=1)
     ]
@@ -186,7 +190,7 @@ def varied(trials: Sequence[Trial]) -> dict[str, list[Any]]:
     What only follows from another choice is left out (a loss brings its own temperature), and so is a setting that
     repeats another one (both embeddings have one size). A trial without the setting has None.
     """
-    flat = [trial.config.flat() for trial in trials]
+    flat = [pseudonyms.public(trial.config.flat()) for trial in trials]
     given = [flatten(trial.config.to_dict()) for trial in trials]
     main = ["eeg.encoder", "image.encoder", "eeg.embed_dim", "loss.name", "optim.lr"]
     found: dict[str, list[Any]] = {}
