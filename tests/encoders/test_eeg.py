@@ -64,6 +64,9 @@ SIZES = {
     "braindecode-deep4": [(2, 12), (4, 450), (7, 88)],
     "braindecode-conformer": [(1, 99), (4, 120), (7, 133)],
 }
+SUBTRACTED = dict.fromkeys(("tsconv", "nice-sa", "nice-ga", "atm-s"), "encode.1.bias") | {
+    "nice-eegnet": "encode.0.bias"
+}
 BOUND = [name for name in CONFIGS if not name.startswith(("palazzo", "perceivelab"))]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -130,7 +133,9 @@ def test_a_gradient_reaches_every_parameter(name):
     encoder = build(CONFIGS[name], n_chans, n_times)
     # Not the plain sum of squares, which a last LayerNorm of weight 1 and bias 0 holds constant.
     (encoder(segments(n_chans, n_times)) * torch.randn(3, 12)).sum().backward()
-    assert [path for path, p in encoder.named_parameters() if p.grad is None or not p.grad.any()] == []
+    without = [path for path, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
+    # The bias of a convolution whose BatchNorm subtracts it again: exactly 0, where layer by layer it is rounding.
+    assert all(path.endswith(SUBTRACTED.get(CONFIGS[name].encoder, "-")) for path in without)
     assert all(torch.isfinite(p.grad).all() for p in encoder.parameters())
 
 

@@ -14,12 +14,12 @@ from eegvision.ingest import assemble, simulate
 from eegvision.vocab import InputError
 
 SIMULATION = simulate.Simulation(
-    n_subjects=1, n_classes=4, images_per_class=20, repetitions=2, blocks_per_class=4, snr=3.0,
+    n_subjects=1, n_classes=4, images_per_class=28, repetitions=2, blocks_per_class=4, snr=6.0,
     n_chans=8, n_times=88, sfreq_hz=200.0, image_px=32, viewers=0,
 )  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "data.val_fraction": 0.3, "eeg.encoder": "tsconv", "eeg.embed_dim": 32, "image.embed_dim": 32, "optim.lr": 3e-3,
-    "image.size_px": 32, "loss.name": "info_nce", "train.batch_size": 16, "train.max_passes": 10,
+    "image.size_px": 32, "loss.name": "info_nce", "train.batch_size": 16, "train.max_passes": 14,
 }  # fmt: skip
 
 

@@ -167,9 +167,9 @@ class Driver:
         return self._output.read_text()
 
 
+@pytest.mark.skipif("EEGVISION_CHAOS_SEED" not in os.environ, reason="minutes long; set EEGVISION_CHAOS_SEED to run it")
 def test_a_sweep_under_random_kills_ends_as_it_would_have_unharmed(tmp_path):
-    seed = int(os.environ.get("EEGVISION_CHAOS_SEED") or random.SystemRandom().randrange(10**6))
-    sys.stderr.write(f"to repeat: EEGVISION_CHAOS_SEED={seed}\n")
+    seed = int(os.environ["EEGVISION_CHAOS_SEED"])
     draw = random.Random(seed)
     assemble.write(tmp_path / "datasets" / "tiny", simulate.simulate(simulate.PRESETS["tiny"], "tiny"))
     (tmp_path / "space.py").write_text(SPACE)

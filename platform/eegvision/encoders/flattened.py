@@ -10,6 +10,7 @@ from torch import nn
 
 from eegvision.config import EegConfig
 from eegvision.encoders.bounds import require_length, require_montage, require_segments
+from eegvision.encoders.linear_runs import PooledTemporal, TemporalSpatial
 from eegvision.encoders.over_channels import ChannelAttention, ChannelTransformer, GraphAttention
 
 
@@ -72,7 +73,7 @@ def build_tsconv(config: EegConfig, n_chans: int, n_times: int, sfreq_hz: float,
     bias 0; in ATM-S as torch makes them. Source: Song et al., ICLR 2024, and its released training script; Li et al.,
     NeurIPS 2024; kernels are in samples, chosen at 250 Hz. Departure in order only: pooling and the first convolution
     are both linear in time and commute, so we pool the input (stride 1) and take the convolution at every fifth
-    sample: the same numbers from a sixth of the work.
+    sample: the same numbers from a sixth of the work (`linear_runs` has the rest of it).
 
     Shapes: [B, C, T] -> [B, D]; the flattened layer sees floor((T - 75) / 5) + 1 steps of each filter.
     Raises:
@@ -89,7 +90,7 @@ def build_tsconv(config: EegConfig, n_chans: int, n_times: int, sfreq_hz: float,
         before = GraphAttention(config, n_times) if is_graph else ChannelAttention(config, n_chans, n_times)
     elif name == "atm-s":
         before = ChannelTransformer(config, n_chans, n_times, n_subjects)
-    encode = nn.Sequential(
+    encode = PooledTemporal(
         nn.AvgPool2d((1, _POOL), stride=1),
         nn.Conv2d(1, filters, (1, _KERNEL), stride=(1, _STRIDE)),
         nn.BatchNorm2d(filters),
@@ -118,7 +119,7 @@ def build_shallow(config: EegConfig, n_chans: int, n_times: int, sfreq_hz: float
     assert config.dropout is not None
     least = _KERNEL + _POOL - 1
     require_length(config.encoder, least, n_times, sfreq_hz)
-    encode = nn.Sequential(
+    encode = TemporalSpatial(
         nn.Conv2d(1, 40, (1, _KERNEL)),
         nn.Conv2d(40, 40, (n_chans, 1)),
         nn.BatchNorm2d(40),
@@ -150,7 +151,7 @@ def build_deep(config: EegConfig, n_chans: int, n_times: int, sfreq_hz: float) -
             layers.append(nn.Conv2d(n_in, n_out, (1, 10)))
         layers += [nn.BatchNorm2d(n_out), nn.ELU(), nn.MaxPool2d((1, 2)), nn.Dropout(config.dropout)]
         n_steps = (n_steps - 9) // 2
-    encode = nn.Sequential(*layers)
+    encode = TemporalSpatial(*layers)
     return Flattened(config, n_chans, n_times, encode=encode, n_flat=200 * n_steps).apply(_init_nice)
 
 
@@ -167,7 +168,7 @@ def build_eegnet(config: EegConfig, n_chans: int, n_times: int, sfreq_hz: float)
     """
     assert config.dropout is not None
     require_length(config.encoder, 95, n_times, sfreq_hz)
-    encode = nn.Sequential(
+    encode = TemporalSpatial(
         nn.Conv2d(1, 8, (1, 64)),
         nn.BatchNorm2d(8),
         nn.Conv2d(8, 16, (n_chans, 1)),
