@@ -31,9 +31,9 @@ def missing() -> str | None:
     """Return why hosts cannot be made here, or None."""
     if os.geteuid() != 0:
         return "needs root, to make network namespaces"
-    absent = [tool for tool in ("ip", "unshare", "tc") if shutil.which(tool) is None]
+    absent = [tool for tool in ("ip", "unshare", "setpriv", "curl") if shutil.which(tool) is None]
     if absent:
-        return f"needs {', '.join(absent)} (Debian: iproute2, util-linux)"
+        return f"needs {', '.join(absent)} (Debian: iproute2, util-linux, curl)"
     name = f"ev{os.getpid()}-probe"
     made = _run("ip", "netns", "add", name)
     try:
@@ -138,13 +138,6 @@ class Host:
     def heal(self) -> None:
         """Plug it in again."""
         _must("ip", "-n", self._network.switch, "link", "set", self.link, "up")
-
-    def slow(self, rate: str | None) -> None:
-        """Limit what the host sends, like "8mbit"; None lifts the limit."""
-        _run("ip", "netns", "exec", self.space, "tc", "qdisc", "del", "dev", "eth0", "root")
-        if rate is not None:
-            shaped = ("tbf", "rate", rate, "burst", "32kbit", "latency", "400ms")
-            _must("ip", "netns", "exec", self.space, "tc", "qdisc", "add", "dev", "eth0", "root", *shaped)
 
     def _memory_group(self, limit: int) -> Path:
         group = _MEMORY / f"{self.space}-{len(self.programs)}"
