@@ -241,7 +241,7 @@ def test_changes_are_means_of_each_pictures_segments_whatever_the_chunks(study, 
     np.testing.assert_allclose(found["importance_MKC"], expected_MKC[..., 0], atol=1e-9)
     monkeypatch.setattr(recovery, "_SEGMENTS", 7)
     again_MKCD = recovery._changes(bench, SMALL).numpy()
-    np.testing.assert_allclose(again_MKCD, found["change_MKCD"], atol=1e-5 * np.abs(again_MKCD).max())
+    np.testing.assert_allclose(again_MKCD, found["change_MKCD"], atol=1e-4 * np.abs(again_MKCD).max())
 
 
 @torch.no_grad()
