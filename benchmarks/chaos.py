@@ -68,14 +68,15 @@ class Chaos:
             undo()
             self.later = [due for due in self.later if due[0] > at_s]
         _, submission = self.cluster.submitters[-1]
-        if submission.poll() is None:
+        is_lost = not self.cluster.head.pids()
+        if submission.poll() is None and not is_lost:
             return False
         # A submitter's exit code says nothing of the job, so the head is asked, as the operator does.
         jobs = self.lab.ray(self.cluster, "/api/jobs/")
         status = jobs[0]["status"] if jobs else "unknown"
         if status == "SUCCEEDED":
             return True
-        if status in ("FAILED", "STOPPED") or not running(self.cluster.head, "gcs_server"):
+        if status in ("FAILED", "STOPPED") or is_lost:
             tell(f"job {status}: a new cluster")
             self.cluster.kill()
             self.cluster = self.lab.start_job(sweeps.NAME)

@@ -97,3 +97,21 @@ def test_arrays_outlive_their_shelf_and_are_made_again(ray_local):
     second = spread.shared(("numbers",), lambda: np.arange(1e6))
     assert first.ctypes.data != second.ctypes.data
     assert first.sum() == second.sum() == 499999500000
+
+
+def test_a_process_makes_the_arrays_itself_when_the_shelf_stays_out_of_reach(ray_local, monkeypatch, caplog):
+    class Gone:
+        class get:  # noqa: N801
+            @staticmethod
+            def remote(*_: object) -> None:
+                raise ray_local.exceptions.ActorUnavailableError("its machine is gone", None)
+
+    def shelf(*_: object) -> type[Gone]:
+        return Gone
+
+    shelf.cache_clear = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setattr(spread, "_shelf", shelf)
+    monkeypatch.setattr(spread, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(spread, "_AGAIN_S", 0.02)
+    assert spread.shared(("out of reach",), lambda: np.arange(3)).tolist() == [0, 1, 2]
+    assert "this process makes its own" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +20,14 @@ from eegvision.ingest.pieces import Rows
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 _STORE_SHARE = 0.6  # of the smallest object store in the cluster
 _HOST_SHARE = 0.4  # of all memory, without Ray. Not of what is free just now: a rerun must decide alike
 # Starting Ray Data took 8 to 30 s on 2 cores (five processes import it); two threads read about this much meanwhile.
 _SPREAD_BYTES = 1 << 30
+# Until the loss of a machine is noticed, the shelf that was on it is found by its name and does not answer.
+_PATIENCE_S, _AGAIN_S = 20.0, 1.0
 _IN_FLIGHT_BYTES = 1 << 30  # of the object store that one pipeline may fill ahead of its reader
 
 
@@ -122,14 +127,18 @@ def shared(key: tuple[str, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
     import ray
 
     context = ray.get_runtime_context()
-    for _ in range(3):
+    until = time.monotonic() + _PATIENCE_S
+    while True:
         try:
             return ray.get(ray.get(_shelf(context.gcs_address, context.get_job_id()).get.remote(key, make))[0])
         except ray.exceptions.RayTaskError as error:
             raise cluster.cause(error) from None
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
             _shelf.cache_clear()  # the process that made the shelf has ended, and its arrays with it: make them again
-    raise RuntimeError(f"the arrays of {key} were lost three times; are processes being killed for memory?")
+            if time.monotonic() > until:
+                _log.warning("arrays that processes share stay out of reach (%s); this process makes its own", error)
+                return make()
+        time.sleep(_AGAIN_S)
 
 
 def is_worth_spreading(array: np.ndarray) -> bool:
