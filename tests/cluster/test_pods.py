@@ -7,6 +7,7 @@ from cluster.hosts import missing, until
 from cluster.lab import Lab, RayCluster, lab, postgres_folder
 from eegvision import history
 
+# Hosts are network namespaces, which only root on Linux may make; nothing else shows what a cut network does.
 if why := missing():
     pytest.skip(f"pods cannot be simulated here: this {why}", allow_module_level=True)
 
@@ -19,6 +20,7 @@ def alive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     objects = sweeps.overlay(folder / "overlay", trials=TRIALS, passes=PASSES)
     with lab(objects, folder) as made:
+        # The manifests name PostgreSQL and nothing else; with another store it would not be they that are tested.
         if postgres_folder() is None:
             pytest.skip("needs PostgreSQL's server (Debian: postgresql), as MLflow's store is one")
         made.start_postgres()

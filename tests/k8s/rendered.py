@@ -71,4 +71,4 @@ def _renderer() -> list[str]:
     missing = "neither kubectl nor kustomize is installed; without one of them no manifest can be rendered"
     if os.environ.get("CI") == "true":  # there a skip would pass for a check
         pytest.fail(missing)
-    pytest.skip(missing)
+    pytest.skip(missing)  # elsewhere whoever works on the package alone needs no such tool

@@ -132,6 +132,7 @@ def test_an_overlay_that_does_not_render_says_why(tmp_path):
         with_components("nowhere", [], tmp_path)
 
 
+# Asks an API server, so only where somebody names one; the schemas and rules above stand in for it everywhere else.
 @pytest.mark.skipif("EEG_KUBECONFIG" not in os.environ, reason="EEG_KUBECONFIG names no cluster to ask")
 @pytest.mark.parametrize("name", overlays())
 def test_a_real_server_takes_it(name):

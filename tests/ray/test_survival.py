@@ -167,6 +167,7 @@ class Driver:
         return self._output.read_text()
 
 
+# Where its kills fall is drawn, which takes three sweeps; test_jobs.py has each of them at a place that was chosen.
 @pytest.mark.skipif("EEGVISION_CHAOS_SEED" not in os.environ, reason="minutes long; set EEGVISION_CHAOS_SEED to run it")
 def test_a_sweep_under_random_kills_ends_as_it_would_have_unharmed(tmp_path):
     seed = int(os.environ["EEGVISION_CHAOS_SEED"])
