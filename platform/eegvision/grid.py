@@ -19,6 +19,7 @@ from eegvision import cluster, distributed, features, pseudonyms, runs, stream, 
 from eegvision.config import RunConfig
 from eegvision.failures import kind_of
 from eegvision.fanout import spread
+from eegvision.resume import Superseded
 from eegvision.tracking import Tracker
 from eegvision.train import TrainingDiverged
 from eegvision.trials import TrialRow
@@ -121,6 +122,8 @@ def _fit(cell: Cell, *, folder: Path, cpus: float) -> str:
         trials.write_end(own, "diverged", str(error))
     except InputError as error:
         trials.write_end(own, "refused", str(error))
+    except Superseded:  # another process trains this one by now, and says how it ends
+        raise
     except Exception as error:  # whatever a device or a library leads to; the other trainings go on
         if kind_of(error) == "storage":  # which none of them could
             raise TryAgainError(f"the training {cell.key} could not store its work: {error}") from error
