@@ -186,7 +186,7 @@ def furnished(folder: Path, options: argparse.Namespace) -> Iterator[Lab]:
             subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def unharmed(folder: Path, options: argparse.Namespace) -> tuple[dict, int, float]:
+def unharmed(folder: Path, options: argparse.Namespace) -> tuple[dict, float, float]:
     """Run the sweep in peace; return how its trials ended, the best, and the seconds it took."""
     with furnished(folder, options) as made:
         began = time.monotonic()
@@ -197,7 +197,9 @@ def unharmed(folder: Path, options: argparse.Namespace) -> tuple[dict, int, floa
         return sweeps.ends(made), sweeps.best(made), time.monotonic() - began
 
 
-def harmed(folder: Path, options: argparse.Namespace) -> tuple[dict, int, float, Chaos, list[str], list[history.Event]]:
+def harmed(
+    folder: Path, options: argparse.Namespace
+) -> tuple[dict, float, float, Chaos, list[str], list[history.Event]]:
     """Run it under faults."""
     with furnished(folder, options) as made:
         began = time.monotonic()
@@ -228,7 +230,7 @@ def main() -> None:
         sys.exit(f"pods cannot be simulated here: this {why}")
     with tempfile.TemporaryDirectory() as place:
         before, best_before, peace_s = unharmed(Path(place) / "peace", options)
-        tell(f"unharmed: {peace_s:.0f} s, best is trial {best_before}")
+        tell(f"unharmed: {peace_s:.0f} s, best is the trial with rate {best_before:g}")
         after, best_after, chaos_s, chaos, problems, log = harmed(Path(place) / "chaos", options)
     passes = [(event["id"], event["pass"]) for event in log if event["do"] == "pass"]
     lost = collections.Counter(event["reason"].partition(":")[0] for event in log if event["do"] == "lost")
@@ -241,9 +243,12 @@ def main() -> None:
     print(f"| attempts lost | {', '.join(f'{name} {count}' for name, count in sorted(lost.items())) or 'none'} |")
     print(f"| passes made, made twice | {len(passes)}, {len(passes) - len(set(passes))} |")
     print(f"| problems that the checker found | {'; '.join(problems) or 'none'} |")
-    same = sum(after[number][1:] == end[1:] for number, end in before.items() if number in after)
+    differing = [rate for rate, end in before.items() if rate not in after or after[rate][1:] != end[1:]]
+    for rate in differing:
+        tell(f"learning rate {rate:g}: {before[rate]} unharmed, {after.get(rate)} harmed")
+    same = len(before) - len(differing)
     print(f"| trials with the same score and best pass | {same} of {len(before)} |")
-    print(f"| best, unharmed and harmed | trial {best_before}, trial {best_after} |")
+    print(f"| best, unharmed and harmed | rate {best_before:g}, rate {best_after:g} |")
     sys.exit(bool(problems) or same < len(before) or best_before != best_after)
 
 

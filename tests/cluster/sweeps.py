@@ -79,14 +79,23 @@ def passes_made(lab: Lab) -> int:
     return sum(event["do"] == "pass" for event in history.read(run_folder(lab)))
 
 
-def ends(lab: Lab) -> dict[int, tuple[Any, ...]]:
-    """Return status, score and best pass of every trial, by number."""
+def ends(lab: Lab) -> dict[float, tuple[Any, ...]]:
+    """Return status, score and best pass of every trial, by its learning rate.
+
+    Not by number: of two trials that begin together, either may be the first.
+    """
     log = history.read(run_folder(lab))
-    number = {event["id"]: event["number"] for event in log if event["do"] == "trial"}
-    last = {number[event["id"]]: event for event in log if event["do"] == "end" and event["id"] in number}
+    rate = rate_of(log)
+    last = {rate[event["id"]]: event for event in log if event["do"] == "end" and event["id"] in rate}
     return {key: (event["status"], event["score"], event["best_pass"]) for key, event in sorted(last.items())}
 
 
-def best(lab: Lab) -> int:
-    """Return the number of the trial that was named the best."""
-    return json.loads((run_folder(lab) / "best.json").read_text())["number"]
+def best(lab: Lab) -> float:
+    """Return the learning rate of the trial that was named the best."""
+    named = json.loads((run_folder(lab) / "best.json").read_text())["trial"]
+    return rate_of(history.read(run_folder(lab)))[named]
+
+
+def rate_of(log: list[history.Event]) -> dict[str, float]:
+    """Return the learning rate of every trial of a sweep's log."""
+    return {event["id"]: event["suggested"]["optim.lr"] for event in log if event["do"] == "trial"}
