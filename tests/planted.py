@@ -40,10 +40,10 @@ def arm(side: str, settings: Mapping[str, Any] | None = None) -> RunConfig:
     return RunConfig().with_overrides(own | dict(settings or {}))
 
 
-def built(config: RunConfig = CONFIG) -> JointModel:
+def built(config: RunConfig = CONFIG, *, n_times: int = N_TIMES) -> JointModel:
     torch.manual_seed(config.seed)
     n_features = N_FEATURES if config.image.is_frozen else 0
-    return build_joint(config, N_CHANS, N_TIMES, 100.0, n_features=n_features, n_classes=len(CLASSES))
+    return build_joint(config, N_CHANS, n_times, 100.0, n_features=n_features, n_classes=len(CLASSES))
 
 
 def planted(*, signal: float = 1.0, tint: float = 0.0, name: str = "planted", labels: bool = True) -> Store:

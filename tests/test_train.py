@@ -23,8 +23,9 @@ from eegvision import train as train_loop
 from eegvision.config import RunConfig
 from eegvision.encoders.joint import JointModel
 from eegvision.losses import centre_mse, info_nce, pair_mse
+from eegvision.optim import learning_rate
 from eegvision.stream import Batches, Store
-from eegvision.train import PassReport, Stopped, TrainingDiverged, fit, learning_rate
+from eegvision.train import PassReport, Stopped, TrainingDiverged, fit
 from eegvision.vocab import InputError, RunInUseError
 from planted import (
     CODEBOOK,

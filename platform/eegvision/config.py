@@ -514,6 +514,9 @@ class SweepConfig:
     """CPUs of each worker."""
     gpus_per_trial: float | None = None
     """GPUs of each worker, fractions allowed; by default 1 where the cluster has GPUs, else 0."""
+    together: int = 1
+    """Trials that meet in one process with the CPUs and GPUs of a single one, and take their steps as one program
+    where their shapes agree; see `stacked.family`. For small networks on frozen image features, on a GPU."""
     max_failures: int = 2
     """Times a failed trial is started again from its checkpoint; the same command after an interruption gives it as
     many again."""
@@ -530,17 +533,31 @@ class SweepConfig:
     so."""
 
     def __post_init__(self) -> None:
-        floors = {"trials": 1, "min_passes": 1, "keep_one_in": 2, "workers_per_trial": 1, "max_failures": 0}
+        floors = {
+            "trials": 1,
+            "min_passes": 1,
+            "keep_one_in": 2,
+            "workers_per_trial": 1,
+            "together": 1,
+            "max_failures": 0,
+        }
         for name, floor in floors.items():
             require(getattr(self, name) >= floor, name, getattr(self, name), f"at least {floor}")
         require((self.max_concurrent or 1) >= 1, "max_concurrent", self.max_concurrent, "at least 1")
         for name in ("memory_gb_per_trial", "trial_hours", "stall_minutes"):
             require((1 if (value := getattr(self, name)) is None else value) > 0, name, value, "above 0")
-        if self.memory_gb_per_trial is not None and self.workers_per_trial > 1:
+        if self.together > 1 and self.workers_per_trial > 1:
             raise InputError(
-                "memory_gb_per_trial is reserved for trials of one worker; with workers_per_trial "
-                f"{self.workers_per_trial} leave it out"
+                f"together {self.together} is for trials that share a GPU, workers_per_trial {self.workers_per_trial} "
+                "for those that need several; leave one of them out"
             )
+        if self.memory_gb_per_trial is not None:
+            for name in ("workers_per_trial", "together"):
+                if (count := getattr(self, name)) > 1:
+                    raise InputError(
+                        "memory_gb_per_trial is reserved for trials with one process each; with "
+                        f"{name} {count} leave it out"
+                    )
 
 
 PLACES: dict[Place, tuple[int, float, float]] = {

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import logging
 import os
+import queue
 import signal
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +24,19 @@ from eegvision import failures, features, parts, stream, train
 from eegvision.config import RunConfig
 from eegvision.encoders.joint import build_joint
 from eegvision.resume import Superseded
+from eegvision.stacked import ENCODERS, family
+from eegvision.together import Together
 from eegvision.vocab import InputError
+
+_log = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
 
 # A process that is told to end may take this long to store where it is: less than the 30 s after which pods are killed.
 GRACE_S = 20.0
+
+# A trial asks its room for the next report as soon as the last one has been dealt with, so silence means it is gone.
+_SILENCE_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +80,126 @@ def fit_here(config: RunConfig, folder: Path, report: Report, *, cpus: float = 1
     torch.set_num_threads(max(1, int(cpus)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return _fit(config, folder, report, rank=0, world=1, device=device)
+
+
+def open_rooms(name: str, count: int, places: int, placement: Placement) -> list[Any]:
+    """Start `count` processes, each with a worker's share of a node, in which up to `places` trainings meet.
+
+    They end when whoever called this drops them. Trials find them by `name`; one that dies with its node is started
+    again, and its trainings go on from their checkpoints when their trials are.
+    """
+    room = ray.remote(_Room)
+    share: Any = {"num_cpus": placement.cpus, "num_gpus": placement.gpus}
+    return [
+        room.options(name=f"{name} {number}", max_restarts=-1, max_concurrency=2 * places + 4, **share).remote(
+            places, placement.cpus
+        )
+        for number in range(count)
+    ]
+
+
+def fit_in_room(config: RunConfig, folder: Path, report: Report, *, name: str, count: int) -> None:
+    """Train one configuration in the emptiest of the rooms of this name, together with others of its family.
+
+    Raises:
+        InputError, TrainingDiverged, Superseded: as `train.fit`.
+    """
+    rooms = [ray.get_actor(f"{name} {number}") for number in range(count)]
+    sizes: list[int] = ray.get([room.size.remote() for room in rooms])
+    room, key = rooms[sizes.index(min(sizes))], uuid.uuid4().hex
+    try:
+        while (told := _answer(room.next.remote(key, config.to_dict(), str(folder)))) is not None:
+            report(told)
+    finally:  # Tune ends a trial by leaving `report` with SystemExit
+        room.leave.remote(key)
+
+
+def _answer(promised: Any) -> dict[str, Any] | None:
+    try:
+        return ray.get(promised)
+    except ray.exceptions.RayTaskError as error:
+        raise _verdict(error) from None
+
+
+class _Room:
+    """A process in which the trainings of several trials take their steps together."""
+
+    def __init__(self, places: int, cpus: float) -> None:
+        torch.set_num_threads(max(1, int(cpus)))
+        self._together = Together(places)
+        self._lock = threading.Lock()
+        self._guests: dict[str, _Guest] = {}
+
+    def size(self) -> int:
+        """Return how many trainings are here."""
+        return len(self._guests)
+
+    def next(self, key: str, settings: dict[str, Any], folder: str) -> dict[str, Any] | None:
+        """Return what a training reports next, and let it go on from its last report; None at its end."""
+        with self._lock:
+            guest = self._guests.get(key)
+            if guest is None:
+                for other in [other for other in self._guests.values() if other.folder == folder]:
+                    other.leave()  # an earlier attempt whose trial is gone
+                guest = self._guests[key] = _Guest(folder, RunConfig.from_dict(settings), self._together)
+        told = guest.go_on()
+        if not isinstance(told, dict):
+            self.leave(key)
+        if isinstance(told, BaseException):
+            raise told
+        return told
+
+    def leave(self, key: str) -> None:
+        """Forget a training, and end it where it has not ended."""
+        with self._lock:
+            guest = self._guests.pop(key, None)
+        if guest is not None:
+            guest.leave()
+
+
+class _Guest:
+    """A training in a thread of its own, which waits after each report until somebody asks for the next one."""
+
+    def __init__(self, folder: str, config: RunConfig, room: Together) -> None:
+        self.folder, self._config, self._room = folder, config, room
+        self._told: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+        self._may_go, self._is_leaving = threading.Semaphore(0), threading.Event()
+        self._thread = threading.Thread(target=self._train, daemon=True)
+
+    def go_on(self) -> dict[str, Any] | BaseException | None:
+        """Let the training go on, and return what it says next."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._may_go.release()
+        return self._told.get()
+
+    def leave(self) -> None:
+        """End the training; its position is stored if it is within a pass."""
+        self._is_leaving.set()
+        self._may_go.release()
+
+    def _train(self) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if family(self._config) is None:
+            _log.warning(
+                "this training cannot be stacked with others (frozen image features, and an EEG encoder among %s): "
+                "it and others like it take their steps in turn",
+                ", ".join(ENCODERS),
+            )
+        try:
+            _fit(
+                self._config, Path(self.folder), self._report, rank=0, world=1, device=device, room=self._room,
+                is_leaving=self._is_leaving.is_set,
+            )  # fmt: skip
+            self._told.put(None)
+        except BaseException as error:
+            self._told.put(error)
+
+    def _report(self, told: dict[str, Any]) -> None:
+        self._told.put(told)
+        if not self._may_go.acquire(timeout=_SILENCE_S) or self._is_leaving.is_set():
+            raise train.Stopped("nobody asks for this training any more")
 
 
 def fit_on_workers(config: RunConfig, folder: Path, placement: Placement) -> None:
@@ -164,25 +295,41 @@ def batches(
 
 
 def _fit(
-    config: RunConfig, folder: Path, report: Report, *, rank: int, world: int, device: torch.device
+    config: RunConfig,
+    folder: Path,
+    report: Report,
+    *,
+    rank: int,
+    world: int,
+    device: torch.device,
+    room: Together | None = None,
+    is_leaving: Callable[[], bool] = lambda: False,
 ) -> train.FitResult:
-    """Load the data, build the model from the seed and hand both to the loop."""
+    """Load the data, build the model from the seed and hand both to the loop, which takes its steps in `room`."""
     try:
         store = stream.load_store(config.data, picture_px(config))
         train_batches, val_batches = batches(config, store, rank=rank, world=world, device=device)
-        torch.manual_seed(config.seed)
         manifest = store.manifest
-        model = build_joint(
-            config,
-            manifest.n_chans,
-            manifest.n_times,
-            manifest.sfreq_hz,
-            positions_m=manifest.montage.positions_m,
-            subjects=store.trained_subjects if config.eeg.subjects else (),
-            n_features=train_batches.n_features,
-            n_classes=len(manifest.classes),
-        )
-        with Ending().awaited() as ending:
+        with room.one_at_a_time if room else contextlib.nullcontext():
+            torch.manual_seed(config.seed)
+            model = build_joint(
+                config,
+                manifest.n_chans,
+                manifest.n_times,
+                manifest.sfreq_hz,
+                positions_m=manifest.montage.positions_m,
+                subjects=store.trained_subjects if config.eeg.subjects else (),
+                n_features=train_batches.n_features,
+                n_classes=len(manifest.classes),
+            )
+        with Ending().awaited() as ending, room.place(config) if room else contextlib.nullcontext() as place:
+
+            def tell(done: train.PassReport) -> None:
+                def rest() -> None:
+                    ending.resting(lambda: report(_told(done)))
+
+                place.away(rest) if place else rest()
+
             return train.fit(
                 config,
                 model,
@@ -190,8 +337,9 @@ def _fit(
                 val_batches,
                 device=device,
                 folder=folder,
-                report=lambda done: ending.resting(lambda: report(_told(done))),
-                should_stop=ending.is_asked,
+                report=tell,
+                should_stop=lambda: ending.is_asked() or is_leaving(),
+                take_step=place.step if place else None,
             )
     except torch.OutOfMemoryError as error:  # smaller parts of batches help the loop; this came from elsewhere
         raise parts.GpuOutOfMemoryError(

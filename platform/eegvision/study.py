@@ -53,8 +53,8 @@ DEMO = "demo"
 # Differences in these do not make it another sweep: they say how fast and how safely it runs, not what it finds.
 # With several workers a trial runs in other processes than alone, so their number stays.
 _FREE_TO_CHANGE = {
-    "max_concurrent", "cpus_per_trial", "gpus_per_trial", "memory_gb_per_trial", "max_failures", "stall_minutes",
-    "allow_drift",
+    "max_concurrent", "cpus_per_trial", "gpus_per_trial", "memory_gb_per_trial", "together", "max_failures",
+    "stall_minutes", "allow_drift",
 }  # fmt: skip
 
 
@@ -128,7 +128,8 @@ def _prepare(
     """Join a cluster and load the data; refuse, and say, what is to be known of them before anything is written."""
     cluster.enter(say)
     placement = sweep.placement_of(settings)  # refuses what the cluster will never have
-    distributed.warm_up(placement, min(settings.trials, sweep.concurrency(settings, placement)))
+    if settings.together == 1:
+        distributed.warm_up(placement, min(settings.trials, sweep.concurrency(settings, placement)))
     features.warm(tried, say=say)  # layers no draw came upon are made by the first trial that asks for them
     store = stream.load_store(base.data, distributed.picture_px(base))
     distributed.batches(base, store, world=settings.workers_per_trial)  # refuses what does not fit the data

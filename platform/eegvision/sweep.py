@@ -83,7 +83,8 @@ def run_sweep(base: RunConfig, sweep: SweepConfig, space: Space | None, watching
 def _fit(base: RunConfig, sweep: SweepConfig, space: Space | None, watching: Watching) -> None:
     """Let Tune run what is left of the sweep: from its own state, or from the trials' folders where that is damaged."""
     folder, placement = watching.folder, placement_of(sweep)
-    trainable = _trainable(base, placement, folder, sweep)
+    rooms = _open_rooms(folder, sweep, placement)  # they close when nobody holds them any more
+    trainable = _trainable(base, placement, folder, sweep, len(rooms))
 
     def new(left_over: list[dict[str, Any]]) -> tune.Tuner:
         """Make a tuner with the settings of now, and store them where Tune looks for them when it resumes."""
@@ -186,13 +187,21 @@ def placement_of(sweep: SweepConfig) -> Placement:
     return placement
 
 
+def _open_rooms(folder: Path, sweep: SweepConfig, placement: Placement) -> list[Any]:
+    """Start as many processes for trials that take their steps together as these trials fill."""
+    if sweep.together == 1:
+        return []
+    count = -(-concurrency(sweep, placement) // sweep.together)
+    return distributed.open_rooms(folder.name, count, sweep.together, placement)
+
+
 def concurrency(sweep: SweepConfig, placement: Placement) -> int:
     """Return how many trials run at a time: what was asked for, bounded by what the cluster holds."""
     cpus, gpus = cluster.size()
     room = [
         have // (each * placement.workers) for have, each in ((cpus, placement.cpus), (gpus, placement.gpus)) if each
     ]
-    fits = max(1, int(min(room, default=1)))
+    fits = max(1, int(min(room, default=1))) * sweep.together
     return min(fits, sweep.max_concurrent or fits)
 
 
@@ -256,29 +265,33 @@ def _trial_id(trial: Any) -> str:
 
 
 def _resources(placement: Placement, sweep: SweepConfig) -> dict[str, float]:
-    """Return what Tune reserves for a trial's own process; workers of its own reserve theirs."""
-    if placement.workers > 1:
+    """Return what Tune reserves for a trial's own process; workers of its own, or its room, reserve theirs."""
+    if placement.workers > 1 or sweep.together > 1:
         return {"CPU": 0.0, "memory": 1e6}
     own = {"CPU": placement.cpus, "GPU": placement.gpus}
     return own | ({"memory": 1e9 * sweep.memory_gb_per_trial} if sweep.memory_gb_per_trial else {})
 
 
-def _trainable(base: RunConfig, placement: Placement, folder: Path, sweep: SweepConfig) -> Any:
+def _trainable(base: RunConfig, placement: Placement, folder: Path, sweep: SweepConfig, n_rooms: int) -> Any:
     """Return the function Tune runs for each trial.
 
     One worker trains right in Tune's reused process. Several need a trainer of their own; then this function only
-    waits, so it holds no CPU: if it did, two trials on two CPUs would wait for each other's workers for ever.
+    waits, so it holds no CPU: if it did, two trials on two CPUs would wait for each other's workers for ever. So it
+    does where trials meet in a room.
     """
+    name = folder.name  # of the rooms
 
     def trial(suggested: dict[str, Any]) -> None:
         trial_folder = folder / "trials" / tune.get_context().get_trial_id()
-        run_trial(base.with_overrides(suggested), trial_folder, placement)
+        run_trial(base.with_overrides(suggested), trial_folder, placement, room=(name, n_rooms))
 
     return tune.with_resources(trial, _resources(placement, sweep))
 
 
-def run_trial(config: RunConfig, folder: Path, placement: Placement) -> None:
+def run_trial(config: RunConfig, folder: Path, placement: Placement, room: tuple[str, int] = ("", 0)) -> None:
     """Train one configuration inside a Tune trial and leave a note in its folder when it can never finish.
+
+    `room` is the name and the number of the processes in which trials meet, where they do.
 
     A trial that diverges or whose settings do not fit the data would do the same again, so it ends without being
     retried, with the score it had or else the worst one. One that has ended before, as its driver may have been killed
@@ -298,6 +311,8 @@ def run_trial(config: RunConfig, folder: Path, placement: Placement) -> None:
             if placement.workers > 1:
                 distributed.fit_on_workers(config, folder, placement)
                 reported = True
+            elif room[1]:
+                distributed.fit_in_room(config, folder, report, name=room[0], count=room[1])
             else:
                 distributed.fit_here(config, folder, report, cpus=placement.cpus)
         except (TrainingDiverged, InputError) as error:

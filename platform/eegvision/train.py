@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -26,11 +26,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from eegvision import parts, processes, telemetry
-from eegvision.config import OptimConfig, RunConfig, TrainConfig
+from eegvision.config import RunConfig, TrainConfig
 from eegvision.encoders.joint import JointModel, Pairs
 from eegvision.evaluate import retrieval
 from eegvision.losses import classification
 from eegvision.objective import batch_loss
+from eegvision.optim import build_optimiser, learning_rate
 from eegvision.resume import Stored, Tally, TrainState, data_facts, resume, save
 from eegvision.vocab import InputError
 
@@ -101,6 +102,14 @@ class Step:
     """The highest of all processes."""
 
 
+class StepTaker(Protocol):
+    """Takes one optimiser step, as `train_step` does."""
+
+    def __call__(
+        self, config: RunConfig, state: TrainState, batch: Batch, *, number: int, index: int, n_steps: int, wish: int
+    ) -> Step: ...
+
+
 def fit(
     config: RunConfig,
     model: JointModel,
@@ -111,6 +120,7 @@ def fit(
     folder: Path,
     report: Callable[[PassReport], None],
     should_stop: Callable[[], bool] = lambda: False,
+    take_step: StepTaker | None = None,
 ) -> FitResult:
     """Train `model` in place until `max_passes` or `patience` is reached, going on from what `folder` holds.
 
@@ -127,6 +137,7 @@ def fit(
     Args:
         should_stop: asked before each step, so it must be quick; once it says yes on some process, the position after
             that step is stored and `Stopped` is raised. During validation nobody asks.
+        take_step: takes the place of `train_step`; see `together`.
 
     Raises:
         InputError: validation shows one image only, metric or loss need classes the data do not have, the loss needs
@@ -154,7 +165,7 @@ def fit(
                 raise Stopped(f"stopped after pass {state.passes}")
             number = state.passes + 1
             with telemetry.at(pass_number=number):
-                _take_steps(config, state, train, facts, should_stop)
+                _take_steps(config, state, train, facts, should_stop, take_step or train_step)
                 began = time.monotonic()
                 metrics, predictions = parts.fitted(
                     state, n_rows, lambda: validate(config, model, val, device, state.parts)
@@ -182,7 +193,12 @@ def fit(
 
 
 def _take_steps(
-    config: RunConfig, state: TrainState, train: Batches, facts: dict[str, Any], should_stop: Callable[[], bool]
+    config: RunConfig,
+    state: TrainState,
+    train: Batches,
+    facts: dict[str, Any],
+    should_stop: Callable[[], bool],
+    take_step: StepTaker,
 ) -> None:
     """Take the steps that the pass under way still owes, and store the position now and then and when asked to stop."""
     number, n_steps = state.passes + 1, len(train)
@@ -193,7 +209,7 @@ def _take_steps(
         step = parts.fitted(
             state,
             len(batch.row_B),
-            lambda batch=batch, index=index, wish=wish: train_step(
+            lambda batch=batch, index=index, wish=wish: take_step(
                 config, state, batch, number=number, index=index, n_steps=n_steps, wish=wish
             ),
         )
@@ -231,7 +247,7 @@ def train_step(
         group["lr"] = learning_rate(config.optim, (number - 1) * n_steps + index, config.train.max_passes * n_steps)
     _copy(state.buffers, state.spares)
     try:
-        loss = _backward(config, state, batch, _seed(config.seed, number, index))
+        loss = _backward(config, state, batch, mixed_seed(config.seed, number, index))
         grads = [parameter.grad for parameter in state.model.parameters() if parameter.grad is not None]
         grad_norm = get_total_norm(grads)
     except torch.OutOfMemoryError:
@@ -263,9 +279,9 @@ def _backward(config: RunConfig, state: TrainState, batch: Batch, seed: int) -> 
     """Compute the loss of a batch and the gradient of all weights."""
     # Dropout. `torch.manual_seed` would do the same for every kind of device there might be, which takes longer.
     _generator(batch.eeg_BCT.device).manual_seed(seed ^ (1 + processes.rank()))
-    image_RX = None if batch.image_BX is None else _laid_out(config.train, batch.image_BX)
+    image_RX = None if batch.image_BX is None else laid_out(config.train, batch.image_BX)
     text_RF = batch.text_BF if config.loss.text_weight else None
-    with _autocast(config.train, batch.eeg_BCT.device):
+    with autocast(config.train, batch.eeg_BCT.device):
         outputs = state.network(batch.eeg_BCT, image_RX, batch.subject_B, state.parts)
     loss = batch_loss(
         config.loss,
@@ -299,20 +315,6 @@ def _divergence(state: TrainState, step: Step, batch: Batch, train: Batches) -> 
         f"{state.bad_in_a_row} bad steps in a row (train.max_bad_steps); {what}: {some}{others}. "
         "Lower optim.lr, set optim.clip_norm, or look at these segments"
     )
-
-
-def learning_rate(config: OptimConfig, step: int, n_steps: int) -> float:
-    """Learning rate of step 0 <= step < n_steps, from the step alone.
-
-    warm-up of w = floor(warmup * n) steps:  lr (step + 1) / w        then constant, or
-    cosine:  lr (1 + cos(π (step - w) / (n - 1 - w))) / 2            zero at the last step
-    """
-    n_warm = int(config.warmup * n_steps)
-    if step < n_warm:
-        return config.lr * (step + 1) / n_warm
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * (1 + math.cos(math.pi * (step - n_warm) / max(1, n_steps - 1 - n_warm))) / 2
 
 
 @torch.no_grad()
@@ -371,7 +373,7 @@ def _retrieved(
                 image_ids_B=images,
                 label_B=torch.from_numpy(label_Q).to(device)[chosen],
                 text_BF=None if text_QF is None else text_QF[chosen],
-                seed=_seed(config.seed, 0, index),
+                seed=mixed_seed(config.seed, 0, index),
             )
         )
 
@@ -424,7 +426,7 @@ def _require_finite(val_loss: float, score_QM: np.ndarray) -> None:
         raise TrainingDiverged("embeddings of the validation set are not finite; lower optim.lr or set optim.clip_norm")
 
 
-def _seed(*position: int) -> int:
+def mixed_seed(*position: int) -> int:
     """Mix a position in the run into one 63-bit seed."""
     return int(np.random.SeedSequence(position).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -478,14 +480,7 @@ def _start(config: RunConfig, model: JointModel, device: torch.device, folder: P
         devices = [device] if device.type == "cuda" else None
         # Running statistics come from the global batch, so they are equal already.
         network = DistributedDataParallel(network, device_ids=devices, forward_sync_buffers=False)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optim.name]
-    optimiser = kind(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=config.optim.lr,
-        betas=(config.optim.beta1, config.optim.beta2),
-        weight_decay=config.optim.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    optimiser = build_optimiser(config.optim, model, device)
     buffers = [[b for b in model.buffers() if b.dtype == kind] for kind in {b.dtype for b in model.buffers()}]
     spares = [[torch.empty_like(buffer) for buffer in group] for group in buffers]
     return TrainState(model=model, network=network, optimiser=optimiser, buffers=buffers, spares=spares, folder=folder)
@@ -497,14 +492,14 @@ def _copy(sources: list[list[Tensor]], targets: list[list[Tensor]]) -> None:
         torch._foreach_copy_(target, source)
 
 
-def _autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     """bf16 arithmetic where asked for, or by `auto` where a GPU has it; weights and losses stay in fp32."""
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     is_on = config.precision == "bf16" or (config.precision == "auto" and has_bf16)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_on)
 
 
-def _laid_out(config: TrainConfig, image_BX: Tensor) -> Tensor:
+def laid_out(config: TrainConfig, image_BX: Tensor) -> Tensor:
     is_picture = image_BX.ndim == 4
     return image_BX.contiguous(memory_format=torch.channels_last) if config.channels_last and is_picture else image_BX
 
@@ -527,7 +522,7 @@ def _encode_segments(
     rows = [torch.zeros(0, dtype=torch.int64, device=device)]
     eegs = [torch.zeros(0, config.eeg.embed_dim, device=device)]
     texts = list(eegs)
-    with _autocast(config.train, device):
+    with autocast(config.train, device):
         for batch in val.passes(1):
             rows.append(batch.row_B)
             some = zip(parts.pieces(batch.eeg_BCT, n_parts), parts.pieces(batch.subject_B, n_parts), strict=True)
@@ -545,11 +540,11 @@ def _encode_images(
     """Encode this process's share of the distinct validation images, then join: image_M sorted, image_MD."""
     numbers = [torch.zeros(0, dtype=torch.int64, device=device)]
     images = [torch.zeros(0, config.image.embed_dim, device=device)]
-    with _autocast(config.train, device):
+    with autocast(config.train, device):
         for index, (image_BX, image_B) in enumerate(val.images(config.train.batch_size)):
             if index % processes.world() == processes.rank():
                 numbers.append(image_B)
-                images += [model.encode_image(_laid_out(config.train, x)) for x in parts.pieces(image_BX, n_parts)]
+                images += [model.encode_image(laid_out(config.train, x)) for x in parts.pieces(image_BX, n_parts)]
     image_M, image_MD = processes.gather_by_key(torch.cat(numbers), torch.cat(images))
     return image_M.cpu().numpy(), image_MD
 

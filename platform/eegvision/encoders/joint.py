@@ -27,6 +27,7 @@ from eegvision.vocab import InputError
 
 # CLIP's limit on a learned scale: beyond a temperature of 0.01 the softmax is a maximum and gradients die out.
 _MAX_SCALE = 100.0
+MAX_LOG_SCALE = math.log(_MAX_SCALE)
 
 # SigLIP's start: with nearly all pairs negative, a bias of 0 would begin with a large loss on each of them.
 _SIGLIP_BIAS = -10.0
@@ -210,7 +211,7 @@ class JointModel(nn.Module):
         assert eeg_BCT is not None, "EEG is to be compared with images"
         if isinstance(self.log_scale, nn.Parameter) and self._scale_form == "exp":
             with torch.no_grad():  # the value, not the gradient: a scale at the limit must be able to come back
-                self.log_scale.clamp_(max=math.log(_MAX_SCALE))
+                self.log_scale.clamp_(max=MAX_LOG_SCALE)
         eeg_BD, image_BD = self.encode_eeg(eeg_BCT, subject_B), self.encode_image(image_BX)
         return Pairs(eeg_BD, image_BD, self.scale, self.bias)
 
