@@ -317,3 +317,14 @@ def test_what_cannot_be_stacked_trains_alone_in_turn(tmp_path):
     expected = run(tmp_path / "alone", config)
     for result in results:
         assert [m["train/loss"] for m in result.history] == [m["train/loss"] for m in expected.history]
+
+
+def test_one_whose_batches_come_in_parts_takes_its_steps_alone_and_nobody_waits_for_it(tmp_path):
+    (tmp_path / "together" / "0").mkdir(parents=True)
+    (tmp_path / "together" / "0" / "parts.json").write_text('{"parts": 2, "attempt": 1}')
+    room = Together(2, patience_s=0.1)
+    results = meet(tmp_path / "together", [FROZEN, FROZEN], room=room)
+    assert [result.passes for result in results] == [3, 3]
+    assert room.sizes == [1]
+    alone = tmp_path / "alone"
+    assert_alike(tmp_path / "together" / "1", alone, results[1], run(alone, FROZEN), FROZEN, planted())

@@ -84,15 +84,23 @@ class Together:
             yield Place(self, member)
         finally:
             with self._changed:
-                own.members.remove(member)
-                own.has_changed = True
-                own.stacks = {crew: stack for crew, stack in own.stacks.items() if member not in crew}
-                self._changed.notify_all()
+                self._let_go(member)
+
+    def _let_go(self, member: _Member) -> None:
+        if member.family is None:
+            return
+        own, member.family = self._families[member.family], None
+        own.members.remove(member)
+        own.has_changed = True
+        own.stacks = {crew: stack for crew, stack in own.stacks.items() if member not in crew}
+        self._changed.notify_all()
 
     def _step(self, member: _Member, request: Request) -> Step:
         with self._changed:
+            if request.state.parts > 1:  # its batches were too large for the GPU; so would be those of several
+                self._let_go(member)
             is_late = request.index > 0 and not member.is_in  # it goes on within a pass that others have not begun
-            if member.family is None or request.state.parts > 1 or is_late:
+            if member.family is None or is_late:
                 own = None
             else:
                 own = self._families[member.family]
