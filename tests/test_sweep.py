@@ -1,19 +1,23 @@
 """eegvision.sweep and eegvision.watching: what is recorded of trials, beside Ray; whole sweeps run in tests/ray."""
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from eegvision import checkpoint, history, watching
 from eegvision.config import RunConfig, SweepConfig
 from eegvision.history import History
+from eegvision.study import _p_of_sweep
 from eegvision.sweep import _Limiter, _new_tuner, _newest_state
 from eegvision.tracking import Tracker
-from eegvision.trials import read_trial
+from eegvision.trials import TrialRow, read_trial, write_end
 from eegvision.vocab import TryAgainError
 from eegvision.watching import Watching
 
@@ -186,6 +190,68 @@ def test_a_trial_ends_after_the_pass_that_uses_up_its_time(folder, begin):
     live.ended("aaaa")
     row = read_trial(folder / "trials" / "aaaa", RunConfig())
     assert (row.status, row.best_pass, row.message) == ("out of time", 1, "it trained for 1 h (--trial-hours)")
+
+
+def test_settings_and_best_metrics_are_tracked_when_a_trial_ends_and_not_again_at_the_end(folder, begin, tmp_path):
+    live = begin()
+    live.expect({"aaaa"})
+    live.started("aaaa", {"optim.lr": 0.01})
+    live.reported("aaaa", store(folder, "aaaa", [0.5, 0.25]))
+    live.ended("aaaa")
+
+    def tracked() -> list[dict[str, Any]]:
+        lines = (tmp_path / "spool" / "events.jsonl").read_text().splitlines()
+        return [event for line in lines if (event := json.loads(line))["key"] == "killed/aaaa"]
+
+    metrics, settings, end = tracked()[-3:]
+    assert (metrics["step"], metrics["values"]) == (1, {"best/top1": 0.5})
+    assert (settings["file"], json.loads(settings["text"])["optim"]["lr"]) == ("config.json", 0.01)
+    assert (end["do"], end["status"], end["tags"]) == ("finish", "FINISHED", {"eegvision.status": "stopped early"})
+    before = tracked()
+    live.close([read_trial(folder / "trials" / "aaaa", RunConfig())])
+    assert tracked() == before
+
+
+def test_the_outcome_of_a_trial_is_read_without_its_model(folder):
+    own = folder / "trials" / "aaaa"
+    made = [{"val/top1": 0.25, "seconds": 1.0}]
+    path = checkpoint.save(own / "last", "pass-000001", {"model": {"weight": torch.ones(3)}}, {"history": made})
+    (path / "model.safetensors").unlink()
+    write_end(own, "finished")
+    row = read_trial(own, RunConfig())
+    assert (row.passes, row.best_pass, row.metrics) == (1, 1, made[0])
+
+
+@pytest.mark.parametrize("name", ["info_nce", "eeg-classes"])
+def test_p_values_of_a_sweep_come_from_what_its_trials_answered(tmp_path, name):
+    config = RunConfig().with_overrides({"loss.name": name})
+    image_Q, label_Q = np.arange(24) % 12, np.arange(24) % 12 % 3
+    id_Q = np.array([f"picture-{number:02d}" for number in image_Q])
+    rows = []
+    for number, share in enumerate((1.0, 0.0), 1):
+        is_right_Q = np.arange(24) < 24 * share
+        answers = {
+            "row_Q": np.arange(24),
+            "image_id_Q": id_Q,
+            "label_Q": label_Q,
+            "predicted_Q": np.where(is_right_Q, label_Q, (label_Q + 1) % 3),
+            "top_image_id_QK": np.where(is_right_Q, id_Q, np.roll(id_Q, 1))[:, None],
+        }
+        archive = io.BytesIO()
+        np.savez(archive, allow_pickle=False, **answers)
+        own = tmp_path / str(number)
+        checkpoint.save(own / "best", "pass-000001", {}, {}, files={"predictions.npz": archive.getvalue()})
+        damaged = checkpoint.save(own / "best", "pass-000002", {}, {}, files={"predictions.npz": archive.getvalue()})
+        (damaged / "predictions.npz").write_bytes(archive.getvalue()[:-40])
+        rows.append(
+            TrialRow(
+                trial_id=str(number), number=number, status="finished", config=config, passes=1, best_pass=1,
+                metrics={"val/top1": share}, history=(), seconds=1.0, folder=own,
+            )
+        )  # fmt: skip
+    p = _p_of_sweep(rows)
+    assert p[1] < 0.01
+    assert p[2] > 0.5
 
 
 def test_a_trial_that_says_nothing_for_too_long_is_named_once(folder, begin, monkeypatch):

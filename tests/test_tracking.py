@@ -150,6 +150,36 @@ def test_the_first_value_of_a_point_stays_and_a_finished_run_can_go_on(store, tm
     assert history(store, trial, "val/loss") == [(1, 2.0)]
 
 
+def test_a_run_is_made_once_although_the_answer_got_lost_and_only_then_looked_for(store, tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    create, search = MlflowClient.create_run, MlflowClient.search_runs
+    made, looked_for = [], []
+
+    def lossy(self, *arguments, **settings):
+        made.append(create(self, *arguments, **settings))
+        if len(made) == 2:
+            raise ConnectionError("the server made the run, and its answer got lost")
+        return made[-1]
+
+    def counted(self, *arguments, **settings):
+        looked_for.append(arguments)
+        return search(self, *arguments, **settings)
+
+    monkeypatch.setattr(MlflowClient, "create_run", lossy)
+    monkeypatch.setattr(MlflowClient, "search_runs", counted)
+    tracker = Tracker(tmp_path, "lossy", store)
+    report_a_sweep(tracker, range(2))
+    tracker.finish("demo/0", "FINISHED", {"eegvision.status": "stopped early"})
+    assert (tracker.end_of("demo"), tracker.end_of("demo/0")) == (None, "FINISHED")
+    ship(tracker)
+    assert len(looked_for) == 2  # the parent and the trial, once it was not known whether they were there
+    trial = runs(store, "lossy")["demo/0"]
+    assert (trial.info.status, trial.data.params) == ("FINISHED", {"optim.lr": "0.001"})
+    assert trial.data.tags["eegvision.status"] == "stopped early"
+    assert history(store, trial, "val/top1") == [(0, 0.0), (1, 0.1)]
+
+
 def test_another_study_of_the_same_name_makes_its_own_runs(store, tmp_path):
     for folder in ("one", "two"):
         tracker = Tracker(tmp_path / folder, "namesakes", store)

@@ -39,7 +39,8 @@ class Spool:
         self.folder = folder
         self.starts: dict[str, Event] = {}  # key -> its last start event
         self.ends: dict[str, Status] = {}  # key -> how it ended, unless it was started again
-        self.points: set[tuple[str, str, int]] = set()  # key, metric, step
+        self._told: dict[tuple[str, int], frozenset[str]] = {}  # (key, step) -> its metrics
+        self._names: dict[frozenset[str], frozenset[str]] = {}  # one object for all steps with the same metrics
         self.held: list[bytes] = []  # lines that could not be written yet
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _locked(folder / "lock")
@@ -53,6 +54,10 @@ class Spool:
         self._file = self._events.open("ab", buffering=0)
         self._learn()
         self._size = self._events.stat().st_size
+
+    def holds(self, key: str, name: str, step: int) -> bool:
+        """Say whether there is a value of this metric of the run at this step."""
+        return name in self._told.get((key, step), ())
 
     def append(self, event: Event) -> None:
         """Add an event; never raises for want of space."""
@@ -136,7 +141,9 @@ class Spool:
         elif event["do"] == "finish":
             self.ends[event["key"]] = event["status"]
         elif event["do"] == "metrics":
-            self.points.update((event["key"], name, event["step"]) for name in event["values"])
+            point = (event["key"], event["step"])
+            names = self._told.get(point, frozenset()).union(event["values"])
+            self._told[point] = self._names.setdefault(names, names)
 
 
 def waiting(folder: Path, target: str) -> int:

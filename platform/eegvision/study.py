@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -310,9 +312,7 @@ def _publish(
     """Leave table, figures and cards in the run's folder, attach them to the tracked runs and return the table."""
     name, metric, best = folder.name, base.metric, rows[0]
     for row in rows:
-        config = pseudonyms.public(row.config.to_dict())
-        tracker.text(_key(folder, row), json.dumps(config, indent=2), "config.json")
-        tracker.metrics(_key(folder, row), _best_metrics(row), step=row.best_pass)
+        tracker.metrics(_key(folder, row), trials.best_metrics(row.metrics), step=row.best_pass)
     # A figure takes a second; the learning curves of every trial are in MLflow anyway.
     n_images = len(np.unique(store.image_N[store.split.rows["val"]]))
     line = {name: significance_line(n_images, level, comparisons=len(rows)) for name, level in chance.items()}
@@ -352,7 +352,7 @@ def _publish(
             tracker.artifact(name, file, "figures")
     tracker.artifact(name, best.folder / "figures", "best trial")
     tracker.note(name, f"```\n{table}\n```")
-    tracker.metrics(name, _best_metrics(best), step=0)
+    tracker.metrics(name, trials.best_metrics(best.metrics), step=0)
     return table
 
 
@@ -368,17 +368,23 @@ def _notes(folder: Path, rows: list[TrialRow]) -> list[str]:
 def _p_of_sweep(rows: list[TrialRow]) -> dict[int, float]:
     """Return each trial's p-value on validation by its number, corrected for having tried them all."""
     scored = [row for row in rows if row.metrics]
-    found = [_predictions(row) for row in scored]
-    first, is_joint = found[0], scored[0].config.loss.arm == "joint"
-    if any(not np.array_equal(first["row_Q"], other["row_Q"]) for other in found):
-        return {}  # other validation pictures in some trials: there is no common null
+    first, is_joint = _predictions(scored[0]), scored[0].config.loss.arm == "joint"
     image_id_N, at_N, image_Q = np.unique(first["image_id_Q"], return_index=True, return_inverse=True)
-    if is_joint:
-        answers, key_N = [arrays["top_image_id_QK"][:, 0] for arrays in found], image_id_N
-    else:
-        answers, key_N = [arrays["predicted_Q"] for arrays in found], first["label_Q"][at_N]
-    p_M = answer_permutation(np.stack(answers), image_Q, key_N, n_permutations=2000).step_down_M
+    key_N = np.arange(len(image_id_N)) if is_joint else first["label_Q"][at_N]
+    answer_MQ = np.empty((len(scored), len(image_Q)), dtype=np.int64)
+    for answer_Q, row in zip(answer_MQ, scored, strict=True):
+        found = _predictions(row)  # one at a time: they name ten pictures for every segment
+        if not np.array_equal(first["row_Q"], found["row_Q"]):
+            return {}  # other validation pictures in some trials: there is no common null
+        answer_Q[:] = _places(found["top_image_id_QK"][:, 0], image_id_N) if is_joint else found["predicted_Q"]
+    p_M = answer_permutation(answer_MQ, image_Q, key_N, n_permutations=2000).step_down_M
     return {row.number: float(p) for row, p in zip(scored, p_M, strict=True)}
+
+
+def _places(name_Q: np.ndarray, name_N: np.ndarray) -> np.ndarray:
+    """Return where each name lies among the sorted ones, -1 for one that does not."""
+    at_Q = np.searchsorted(name_N, name_Q).clip(max=len(name_N) - 1)
+    return np.where(name_N[at_Q] == name_Q, at_Q, -1)
 
 
 def _draw_trial(row: TrialRow, store: Store, chance: dict[str, float], line: dict[str, float], metric: str) -> None:
@@ -389,11 +395,6 @@ def _draw_trial(row: TrialRow, store: Store, chance: dict[str, float], line: dic
         said_Q = predictions["top_label_QK"][:, 0] if name == "val/class_top1" else predictions["predicted_Q"]
         classes, level = store.manifest.classes, chance[name]
         figures.confusion(predictions["label_Q"], said_Q, classes, drawings / "confusion", chance=level)
-
-
-def _best_metrics(row: TrialRow) -> dict[str, float]:
-    """Metrics of the best pass under names of their own: MLflow's tables show the last value of each metric."""
-    return {name.replace("val/", "best/"): value for name, value in row.metrics.items() if name.startswith("val/")}
 
 
 def _key(folder: Path, row: TrialRow) -> str:
@@ -407,8 +408,11 @@ def _newest(root: Path) -> Path:
 
 
 def _predictions(row: TrialRow) -> dict[str, np.ndarray]:
-    with np.load(_newest(row.folder / "best") / "predictions.npz") as arrays:
-        return dict(arrays)
+    """Return what a trial answered at its best pass; the archive has sums of its own, so the model stays unread."""
+    for path in reversed(checkpoint.by_age(row.folder / "best")):
+        with suppress(OSError, ValueError, zipfile.BadZipFile):
+            return dict(np.load(io.BytesIO((path / "predictions.npz").read_bytes())))
+    raise AssertionError(f"{row.folder / 'best'} holds no predictions of a trial that has metrics")
 
 
 def _picture_reader(base: RunConfig) -> Callable[[str], np.ndarray]:

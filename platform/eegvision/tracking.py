@@ -112,6 +112,10 @@ class Tracker:
         """Say whether run `key` was ever started, by this process or by one before it."""
         return key in self._spool.starts
 
+    def end_of(self, key: str) -> Status | None:
+        """Return how run `key` ended, or None while it is under way."""
+        return self._spool.ends.get(key)
+
     def metrics(self, key: str, values: Mapping[str, float], step: int) -> None:
         """Record `values` at `step`; the first value of a (run, metric, step) stays, non-finite ones are skipped."""
         fresh = {}
@@ -119,7 +123,7 @@ class Tracker:
             assert _NAME.fullmatch(name), f"{name!r} is not a metric name MLflow takes"
             if not math.isfinite(value):
                 log.warning("%s at step %d of %s is %s: not tracked", name, step, key, value)
-            elif (key, name, step) not in self._spool.points:
+            elif not self._spool.holds(key, name, step):
                 fresh[name] = float(value)
         if fresh:
             self._append("metrics", key, step=int(step), values=fresh)
@@ -140,10 +144,10 @@ class Tracker:
         """Set or replace tags."""
         self._append("tag", key, tags=dict(tags))
 
-    def finish(self, key: str, status: Status) -> None:
+    def finish(self, key: str, status: Status, tags: Mapping[str, str] = {}) -> None:
         """End run `key`; starting it again continues it, ending it again in the same way changes nothing."""
-        if self._spool.ends.get(key) != status:
-            self._append("finish", key, status=status)
+        if self.end_of(key) != status:
+            self._append("finish", key, status=status, tags=dict(tags))
 
     @property
     def pending(self) -> int:
@@ -233,6 +237,8 @@ class _Store:
         self.experiment_id = ""
         self._client: Any = None
         self._run_ids: dict[str, str] = {}
+        self._begun = set(spool.starts)  # runs that may be there: an earlier process began them, or this one
+        self._bare: set[str] = set()  # runs made by this process that lack their parameters
         self._attempts: dict[str, int] = {}  # artifact -> failed uploads
 
     def apply(self, events: list[Event]) -> None:
@@ -245,6 +251,7 @@ class _Store:
             # What was cached may be why: the server can be another one when it answers again.
             self.experiment_id = ""
             self._run_ids.clear()
+            self._bare.clear()
             raise
 
     def _apply(self, events: list[Event]) -> None:
@@ -271,15 +278,19 @@ class _Store:
     def _start(self, event: Event) -> None:
         from mlflow.entities import Param
 
-        run_id = self._run_id(event["key"])
-        run = self._client.get_run(run_id)
-        known = run.data.params
+        key = event["key"]
+        run_id = self._run_id(key)
+        run = None if key in self._bare else self._client.get_run(run_id)
+        self._bare.discard(key)
+        known = run.data.params if run else {}
         changed = [name for name, value in event["params"].items() if known.get(name, value) != value]
         if changed:
-            log.warning("%s: parameters %s keep their first value in MLflow", event["key"], ", ".join(changed))
+            log.warning("%s: parameters %s keep their first value in MLflow", key, ", ".join(changed))
         params = [Param(name, value) for name, value in event["params"].items() if name not in known]
         for i in range(0, len(params), _PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=params[i : i + _PARAMS_PER_CALL])
+        if run is None:  # it was made with its tags
+            return
         self._tag(event)
         if run.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
@@ -300,6 +311,8 @@ class _Store:
         self._client.log_batch(self._run_id(event["key"]), tags=tags)
 
     def _finish(self, event: Event) -> None:
+        if event.get("tags"):  # a spool of an earlier version has none
+            self._tag(event)
         self._client.set_terminated(self._run_id(event["key"]), event["status"], end_time=event["t"])
 
     def _artifact(self, event: Event) -> None:
@@ -328,20 +341,28 @@ class _Store:
 
     def _run_id(self, key: str) -> str:
         if key not in self._run_ids:
-            from mlflow.entities import ViewType
-
-            # The spool is part of a run's identity: another study of the same name makes its own runs.
-            query = f"tags.`eegvision.key` = '{key}' and tags.`eegvision.spool` = '{self.spool.id}'"
-            found = self._client.search_runs([self.experiment_id], query, ViewType.ALL, max_results=1)
-            self._run_ids[key] = found[0].info.run_id if found else self._create_run(key)
+            self._run_ids[key] = self._find_run(key) or self._create_run(key)
         return self._run_ids[key]
 
+    def _find_run(self, key: str) -> str:
+        """Return the id of a run, or nothing; of one that nobody has begun MLflow is not asked."""
+        if key not in self._begun:
+            return ""
+        from mlflow.entities import ViewType
+
+        # The spool is part of a run's identity: another study of the same name makes its own runs.
+        query = f"tags.`eegvision.key` = '{key}' and tags.`eegvision.spool` = '{self.spool.id}'"
+        found = self._client.search_runs([self.experiment_id], query, ViewType.ALL, max_results=1)
+        return found[0].info.run_id if found else ""
+
     def _create_run(self, key: str) -> str:
+        self._begun.add(key)  # first: the answer may get lost, and the run be there
         event = self.spool.starts[key]
         tags = event["tags"] | {"eegvision.key": key, "eegvision.spool": self.spool.id}
         if event["parent"]:
             tags["mlflow.parentRunId"] = self._run_id(event["parent"])
         run = self._client.create_run(self.experiment_id, start_time=event["t"], tags=tags, run_name=event["name"])
+        self._bare.add(key)
         return run.info.run_id
 
     def _find_experiment(self) -> str:

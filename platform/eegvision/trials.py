@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -79,8 +80,7 @@ def read_trial(folder: Path, config: RunConfig, *, status: Status | None = None,
     `status` and `message` go over what the folder says.
     """
     end = end_of(folder)
-    newest = checkpoint.latest(folder / "last")
-    history = checkpoint.load(newest)[1]["history"] if newest else []
+    history = history_of(folder)  # models and optimisers stay unread: those of 1,000 trials may be 100 GB
     better = min if config.mode == "min" else max
     best = better(range(len(history)), key=lambda done: history[done][config.metric], default=None)
     status = status or end["status"]
@@ -99,6 +99,11 @@ def read_trial(folder: Path, config: RunConfig, *, status: Status | None = None,
         message=end["message"] or message,
         attempts=max(1, len(list((folder / "attempts").glob("[0-9]*")))),
     )
+
+
+def best_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of the best pass under names of their own: MLflow's tables show the last value of each metric."""
+    return {name.replace("val/", "best/"): value for name, value in metrics.items() if name.startswith("val/")}
 
 
 def ranked(rows: list[TrialRow]) -> list[TrialRow]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eegvision import checkpoint, history, runs, trials
+from eegvision import checkpoint, history, pseudonyms, runs, trials
 from eegvision.config import RunConfig, SweepConfig
 from eegvision.history import GONE, History
 from eegvision.tracking import Tracker
@@ -151,8 +151,7 @@ class Watching:
     def _give_up(self, trial_id: str, status: str) -> None:
         """End the tracked run of a trial that is there no more."""
         if self.tracker.knows(self.key(trial_id)):
-            self.tracker.tag(self.key(trial_id), {"eegvision.status": status})
-            self.tracker.finish(self.key(trial_id), "KILLED")
+            self.tracker.finish(self.key(trial_id), "KILLED", {"eegvision.status": status})
 
     def _rename(self, was: str, trial_id: str) -> None:
         """Give a trial's folder the name of the trial that goes on in it."""
@@ -263,11 +262,17 @@ class Watching:
             trials.write_end(own, status, limit)
         self._ended[trial_id] = trials.end_of(own)
         self._log_end(trial_id)
-        self.tracker.finish(self.key(trial_id), self._tracked_end(trial_id))
+        self._track_end(trial_id)
         self.say(self.line())
 
-    def _tracked_end(self, trial_id: str) -> Any:
-        return "FAILED" if self._ended[trial_id]["status"] == "failed" else "FINISHED"
+    def _track_end(self, trial_id: str) -> None:
+        """End a trial's tracked run, unless that was done; its settings go along, as all at once would be a crowd."""
+        key, status = self.key(trial_id), self._ended[trial_id]["status"]
+        tracked = "FAILED" if status == "failed" else "FINISHED"
+        if self.tracker.end_of(key) != tracked:
+            config = self.base.with_overrides(self._books[trial_id].suggested)
+            self.tracker.text(key, json.dumps(pseudonyms.public(config.to_dict()), indent=2), "config.json")
+            self.tracker.finish(key, tracked, {"eegvision.status": status})
 
     def _log_end(self, trial_id: str) -> None:
         own = self.folder / "trials" / trial_id
@@ -276,6 +281,8 @@ class Watching:
         best = (min if self.base.mode == "min" else max)(
             range(len(made)), key=lambda at: made[at][self.base.metric], default=None
         )
+        if best is not None:
+            self.tracker.metrics(self.key(trial_id), trials.best_metrics(made[best]), step=best + 1)
         self.log.write(
             "end",
             id=trial_id,
@@ -306,15 +313,14 @@ class Watching:
     def close(self, rows: list[TrialRow]) -> None:
         """Bring log and tracker in line with the outcome.
 
-        Workers of a trial that was stopped may have finished one more pass. And a trial that began less than two
-        seconds before its driver was killed is in our records but not in Ray's; where no other has taken it over it
+        Workers of a trial that was stopped may have finished one more pass. And a trial that began just
+        before its driver was killed is in our records but not in Ray's; where no other has taken it over it
         goes, with its passes to `lost/` if it has any. The kill may even have come before the tracker heard of it.
         """
         for row in rows:
             if row.passes > self._books[row.trial_id].passes:
                 self._log_end(row.trial_id)
-            self.tracker.tag(self.key(row.trial_id), {"eegvision.status": row.status})
-            self.tracker.finish(self.key(row.trial_id), self._tracked_end(row.trial_id))
+            self._track_end(row.trial_id)
         for event in history.read(self.folder):
             if "was" in event:  # said before, unless the driver was killed at that moment
                 self._give_up(event["was"], f"goes on as {event['id']}")
