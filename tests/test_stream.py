@@ -1,6 +1,7 @@
 """eegvision.stream: every segment once a pass, whoever works on it; crops by hand; the same arrays by every way."""
 
 import dataclasses
+import gc
 import shutil
 import subprocess
 import sys
@@ -259,6 +260,19 @@ def test_features_also_move_to_another_device(store, size_px):
     batches = train(store, device="meta", size_px=size_px, feature_MF=feature_MF)
     moved = views_of(next(batches.passes(1)))
     assert (moved.shape, moved.device.type) == ((12, 3), "meta")
+
+
+def test_what_lies_on_a_device_is_there_once_for_all_that_use_it():
+    array, meta = np.arange(6.0).reshape(2, 3), torch.device("meta")  # on which no two tensors can be told by values
+    first = batching._at_home(array, meta)
+    assert batching._at_home(array, meta) is first
+    assert batching._at_home(array[:1], meta) is not first
+    assert batching._at_home(array.copy(), meta) is not first
+    assert batching._at_home(array, torch.device("cpu")).data_ptr() == array.ctypes.data
+    n_known = len(batching._copies)
+    del first
+    gc.collect()
+    assert len(batching._copies) == n_known - 1  # it goes with the last who uses it
 
 
 def test_on_another_device_batches_are_made_ahead_and_moved(store):

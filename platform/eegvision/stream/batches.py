@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -30,6 +32,9 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 
 _CENTRE = 4  # number of the crop in the middle
 _DEVICE_SHARE = 0.4  # of the free memory of a GPU; models and activations need the rest
+_MEANS_BYTES = 1 << 20  # that a CPU averages at a time, so that what is made on the way stays in its caches
+_copies: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()  # by the address of what was copied
+_moving = Lock()
 _SEED_ORDER, _SEED_CROPS, _SEED_WINDOWS, _SEED_REPEATS = 1, 2, 3, 4
 
 
@@ -116,9 +121,9 @@ class Batches:
         arrays = [array for array in (picture_MX, text_MF) if array is not None]
         eeg_home, image_home = _homes(store, sum(array.nbytes for array in arrays), config.residency, self.device)
         self._image_MX, self._text_MF = (
-            None if array is None else _tensor(array).to(image_home) for array in (picture_MX, text_MF)
+            None if array is None else _at_home(array, image_home) for array in (picture_MX, text_MF)
         )
-        self._eeg = None if store.eeg_NCT is None else _tensor(store.eeg_NCT).to(eeg_home)
+        self._eeg = None if store.eeg_NCT is None else _at_home(store.eeg_NCT, eeg_home)
         if self._eeg is None:
             self._pieces = reading.among(store.pieces, store.repeats.first_N[self._rows])
         self._colours = _colours(image_home)
@@ -360,12 +365,23 @@ def _mean(eeg_RCT: torch.Tensor, samples: Repeats, cut: Cut) -> torch.Tensor:
     weight_BK = ((np.arange(count_B.max()) < count_B[:, None]) / count_B[:, None]).astype(np.float32)
     index = torch.from_numpy(row_BK).to(eeg_RCT.device)
     weight = torch.from_numpy(weight_BK).to(eeg_RCT.device)
-    eeg_BCT = torch.einsum("bkct,bk->bct", eeg_RCT[index], weight)
-    if cut.normalise == "segment-zscore":
-        centred_BCT = (eeg_BCT - eeg_BCT.mean(dim=-1, keepdim=True, dtype=torch.float64)).float()
-        std_BC1 = centred_BCT.square().mean(dim=-1, keepdim=True).sqrt()
-        eeg_BCT = centred_BCT / std_BC1.where(std_BC1 > 0, 1.0)
-    return eeg_BCT if cut.band_TT is None else eeg_BCT @ torch.tensor(cut.band_TT, device=eeg_BCT.device)
+    size = max(1, _MEANS_BYTES // eeg_RCT[0].nbytes) if eeg_RCT.device.type == "cpu" else len(index)
+    parts = zip(index.split(size), weight.split(size), strict=True)
+    with torch.autocast(eeg_RCT.device.type, enabled=False):  # on in validation; products would come in bfloat16
+        eeg_BCT = torch.cat([_mean_of_few(eeg_RCT, index_BK, of_BK, cut) for index_BK, of_BK in parts])
+        return eeg_BCT if cut.band_TT is None else eeg_BCT @ torch.tensor(cut.band_TT, device=eeg_BCT.device)
+
+
+def _mean_of_few(eeg_RCT: torch.Tensor, index_BK: torch.Tensor, weight_BK: torch.Tensor, cut: Cut) -> torch.Tensor:
+    import torch
+
+    some_BKX = eeg_RCT.index_select(0, index_BK.flatten()).view(*index_BK.shape, -1)
+    eeg_BCT = torch.bmm(weight_BK[:, None], some_BKX).view(-1, *eeg_RCT.shape[1:])
+    if cut.normalise != "segment-zscore":
+        return eeg_BCT
+    centred_BCT = (eeg_BCT - eeg_BCT.mean(dim=-1, keepdim=True, dtype=torch.float64)).float()
+    std_BC1 = centred_BCT.square().mean(dim=-1, keepdim=True).sqrt()
+    return centred_BCT / std_BC1.where(std_BC1 > 0, 1.0)
 
 
 def _read_window(window: _Window, cut: Cut) -> Rows:
@@ -417,6 +433,18 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
         # torch has no read-only tensors and warns; these are only ever read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def _at_home(array: np.ndarray, home: torch.device) -> torch.Tensor:
+    """Return an array as a tensor where it is to stay: one copy there for all sides and trainings of this process."""
+    if home.type == "cpu":
+        return _tensor(array)
+    key = (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str, str(home))
+    with _moving:
+        if (there := _copies.get(key)) is None:
+            there = _copies[key] = _tensor(array).to(home)
+            vars(there)["source"] = array  # whose memory no other array may take while the copy goes by its address
+    return there
 
 
 def _pictures(store: Store, size_px: int | None) -> np.ndarray:
