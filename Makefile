@@ -7,12 +7,13 @@ STAMP := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup sweep test lint lock ui cluster-check clean
+.PHONY: help setup sweep test lint bench lock ui cluster-check clean
 help:
 	@echo "make sweep    set up, simulate a data set if there is none, search encoders on it (about 6 minutes)"
 	@echo "make ui       open MLflow on what was run"
 	@echo "make cluster-check  could runs go to the cluster of RAY_ADDRESS (else this machine), could strangers get in?"
 	@echo "make test     set up, then lint, types and tests"
+	@echo "make bench    every benchmark at a size for 2 cores, one table (under 30 minutes)"
 	@echo "make setup    only set up: $(VENV) with the locked packages"
 	@echo "make lock     resolve requirements.lock anew from pyproject.toml"
 	@echo "make clean    remove $(VENV) and caches; data sets and results stay"
@@ -44,6 +45,9 @@ lint: setup
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/pyrefly check --summary=none --min-severity=error
+
+bench: setup
+	@$(BIN)/python benchmarks/run_all.py $(ARGS)
 
 lock: $(UV)
 	@$(UV) pip compile --quiet --no-header --universal --generate-hashes --group test --group lint --group build --python-version 3.11 pyproject.toml -o requirements.lock

@@ -1,6 +1,7 @@
 """Time for the importance of all channels of a segment: a loop over channels, one at a time, against `channel_changes`.
 
     python benchmarks/channels.py [--encoders tsconv palazzo-gru] [--channels 64 128] [--pairs 5]    minutes on 2 cores
+    python benchmarks/channels.py --quick                                                            under a minute
 
 Needs torch, NumPy and SciPy; no data set and no Ray. The loop is what one would write from Palazzo et al., Eq. 5-7: for
 each segment, draw and channel, copy the segment, put noise in the row's place (`noise_rows` for this row alone), encode
@@ -21,6 +22,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from _results import tell  # pyrefly: ignore[missing-import]
 from torch import Tensor, nn
 
 from eegvision.analyses.channels import Noise, channel_importance, noise_rows
@@ -28,6 +30,7 @@ from eegvision.config import RunConfig
 from eegvision.encoders.joint import JointModel, build_joint
 
 Found = TypeVar("Found")
+QUICK = {"encoders": ["tsconv"], "channels": [64], "draws": 1, "segments": 2}
 
 
 def make(name: str, n_chans: int, n_times: int, sfreq_hz: float) -> JointModel:
@@ -82,7 +85,8 @@ def timed(work: Callable[[], Found]) -> tuple[Found, float]:
     return found, time.perf_counter() - start
 
 
-def compare(name: str, n_chans: int, options: argparse.Namespace) -> str:
+def compare(name: str, n_chans: int, options: argparse.Namespace) -> tuple[str, list[float]]:
+    """Return a row of the table, and the loop's time over the engine's in every pair."""
     model = make(name, n_chans, options.times, options.rate)
     generator = torch.Generator().manual_seed(1)
     eeg_NCT = torch.randn(options.segments, n_chans, options.times, generator=generator)
@@ -110,7 +114,7 @@ def compare(name: str, n_chans: int, options: argparse.Namespace) -> str:
     difference = np.abs(found["engine"][:n] - found["loop"]).max() / np.abs(found["loop"]).max()
     shown = " | ".join(f"{min(own):.1f} | **{statistics.median(own):.1f}** | {max(own):.1f}" for own in ratios.values())
     per_segment_ms = 1000 * statistics.median(engine_s) / options.segments
-    return f"| {name} | {n_chans} | {per_segment_ms:.0f} ms | {shown} | {difference:.0e} |"
+    return f"| {name} | {n_chans} | {per_segment_ms:.0f} ms | {shown} | {difference:.0e} |", ratios["loop"]
 
 
 def main() -> None:
@@ -123,14 +127,21 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=4)
     parser.add_argument("--loop-segments", type=int, default=1, help="segments the loops are timed on")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="at a size for a minute")
     options = parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {options.segments} segments of", end=" ")
     print(f"{options.times} samples at {options.rate:g} Hz, {options.draws} draws\n")
     print("| encoder | channels | a segment | loop min | median | max | batched min | median | max | difference |")
     print("|---|---|---|---|---|---|---|---|---|---|")
+    found = {}
     for name in options.encoders:
         for n_chans in options.channels:
-            print(compare(name, n_chans, options), flush=True)
+            line, found[f"{n_chans} channels, {name}"] = compare(name, n_chans, options)
+            print(line, flush=True)
+    for what, ratios in found.items():
+        tell(f"importance of {what}", ratios, target=">= 10", peer="loop, one channel at a time")
 
 
 if __name__ == "__main__":

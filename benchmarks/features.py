@@ -1,6 +1,7 @@
 """How fast frozen features are made: the cache against a plain loop of torchvision's transform, DataLoader and network.
 
     python benchmarks/features.py [--pictures 192] [--pairs 3] [--nets resnet50 vit_b_16 small]    minutes on 2 cores
+    python benchmarks/features.py --quick      under a minute
     python benchmarks/features.py --gpu        networks alone, on pictures in memory; needs torch, torchvision, numpy
                                                and safetensors, no data set and no Ray
 
@@ -25,6 +26,7 @@ import time
 from pathlib import Path
 
 import torch
+from _results import tell  # pyrefly: ignore[missing-import]
 from torch import Tensor, nn
 
 from eegvision.config import ImageConfig, RunConfig
@@ -32,6 +34,7 @@ from eegvision.encoders.frozen import build_backbone
 from eegvision.encoders.image import IMAGENET_MEAN, IMAGENET_STD, build_original
 
 SIZE_PX, BATCH = 224, 32
+QUICK = {"pictures": 32, "nets": ["resnet50", "small"]}
 
 
 def image_config(name: str) -> ImageConfig:
@@ -102,7 +105,9 @@ def ours(name: str, home: Path) -> Tensor:
     return torch.tensor(array)
 
 
-def on_cpu(names: list[str], n_pictures: int, pairs: int) -> None:
+def on_cpu(names: list[str], n_pictures: int, pairs: int) -> dict[str, list[float]]:
+    """Compare from files to features; return the ratios of every network."""
+    found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         os.environ["EEGVISION_HOME"] = folder
@@ -125,11 +130,14 @@ def on_cpu(names: list[str], n_pictures: int, pairs: int) -> None:
                 closest = min(closest, float(torch.cosine_similarity(mine_MF, peer_MF).min()))
             spread = f"{min(ratios):.2f} | **{statistics.median(ratios):.2f}** | {max(ratios):.2f}"
             print(f"| {name} | {pairs} | {spread} | {statistics.median(rates):.1f} | {closest:.5f} |", flush=True)
+            found[name] = ratios
+    return found
 
 
 @torch.inference_mode()
-def on_gpu(names: list[str], n_pictures: int, pairs: int) -> None:
+def on_gpu(names: list[str], n_pictures: int, pairs: int) -> dict[str, list[float]]:
     """Compare passes over pictures in memory, uint8 on the host: ours, and the bare network on normalised float32."""
+    found: dict[str, list[float]] = {}
     pixel_M3HW = torch.randint(0, 256, (n_pictures, 3, SIZE_PX, SIZE_PX), dtype=torch.uint8)
     mean_311, std_311 = (
         torch.tensor(values, device="cuda").reshape(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
@@ -149,6 +157,8 @@ def on_gpu(names: list[str], n_pictures: int, pairs: int) -> None:
         ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds["peer"], strict=True)]
         spread = f"{min(ratios):.2f} | **{statistics.median(ratios):.2f}** | {max(ratios):.2f}"
         print(f"| {name} | {pairs} | {spread} | {n_pictures / statistics.median(seconds['ours']):.0f} |", flush=True)
+        found[name] = ratios
+    return found
 
 
 def main() -> None:
@@ -157,8 +167,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--nets", nargs="+", default=["resnet50", "vit_b_16", "small"])
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="at a size for a minute")
     options = parser.parse_args()
-    (on_gpu if options.gpu else on_cpu)(options.nets, options.pictures, options.pairs)
+    if options.quick:
+        vars(options).update(QUICK)
+    found = (on_gpu if options.gpu else on_cpu)(options.nets, options.pictures, options.pairs)
+    peer = "the bare network" if options.gpu else "transform, DataLoader with 2 workers, network"
+    for name, ratios in found.items():
+        tell(f"frozen features of {name}", ratios, target=">= 1", peer=peer)
 
 
 if __name__ == "__main__":

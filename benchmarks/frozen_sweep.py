@@ -1,6 +1,7 @@
 """A 64-trial sweep on frozen image features through `jobs/sweep.py`, against the same loop written plainly.
 
     python benchmarks/frozen_sweep.py [--trials 64] [--passes 8] [--pairs 1]       about 45 minutes a pair on 2 cores
+    python benchmarks/frozen_sweep.py --quick         8 trials of one pass, where fixed costs are most; about a minute
 
 Plainly means what a lab scripts without us: arrays in memory, the features made once and saved, a loop over the
 configurations in one process with all threads, a DataLoader, TSConv as a `Sequential`, validation after every epoch
@@ -20,7 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from _results import tell  # pyrefly: ignore[missing-import]
+
 ROOT = Path(__file__).resolve().parent.parent
+QUICK = {"trials": 8, "passes": 1, "pairs": 1}
 BASE = {
     "eeg.encoder": "tsconv",
     "image.encoder": "small",
@@ -137,7 +141,11 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="at a size for a minute")
     options = parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
+    found: dict[str, list[float]] = {}
     rates = [round(1e-4 * 1e3 ** (n / max(1, options.trials - 1)), 8) for n in range(options.trials)]
     base = BASE | {"train.max_passes": options.passes}
     with tempfile.TemporaryDirectory() as folder:
@@ -155,11 +163,16 @@ def main() -> None:
                 name = f"{kind.replace(' ', '-')}-{pair}"
                 flags = ["--space", str(space), "--name", name, "--trials", str(options.trials)]
                 sweep_s, printed = timed([sys.executable, "jobs/sweep.py", *flags, "--min-passes", str(least)], home)
+                found.setdefault(kind, []).append(plain_s / sweep_s)
                 first = next(line for line in printed.splitlines() if line.strip().startswith("1 "))
                 print(
                     f"  sweep, {kind}: {sweep_s:.1f} s, loop / sweep {plain_s / sweep_s:.2f}; {first.strip()}",
                     flush=True,
                 )
+    target = None if options.quick else ">= 1"
+    for kind, ratios in found.items():
+        what = f"sweep of {options.trials} trials x {options.passes} passes on frozen features, {kind}"
+        tell(what, ratios, target=target, peer="the plain loop in one process")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What one THINGS-EEG2 subject costs: made a data set, made one again after a kill, streamed, and at growing sizes.
 
     python benchmarks/ingest_things.py [convert|resume|stream|curve|all] [--scale 1.0] [--folder .] [--pairs 3]
+    python benchmarks/ingest_things.py --quick       convert at --scale 0.02, one pair: about a minute
 
 First written: the training partition in NICE's layout, a bare pickle of float64 [16540, 4, 63, 250], 8.3 GB, and tiny
 pictures. `--scale 0.02` takes 2 % of the concepts. `--folder` needs 2.5 times the pickle; all is removed at the end.
@@ -44,6 +45,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from _results import tell  # pyrefly: ignore[missing-import]
 
 N_CONCEPTS, PER_CONCEPT, N_REPS, N_CHANS, N_TIMES, SFREQ_HZ = 1654, 10, 4, 63, 250, 250
 N_BEFORE = 50  # entries of `times` whose samples, before onset, are cut off
@@ -52,8 +54,10 @@ POSTERIOR = ["P*", "O*"]  # 17 channels; P* takes PO* in
 SIZE_PX, BATCH_SIZE, PASSES, CONDITIONS_AT_ONCE = 16, 64, 3, 64
 N_PARTS, KILLED_AT = 17, (0.3, 0.5, 0.7)
 EVERY_S, MIB = 0.2, 1 << 20
+QUICK = {"what": "convert", "scale": 0.02, "pairs": 1, "folder": Path(tempfile.gettempdir())}
 
 Found = dict[str, Any]
+Figures = list[tuple[str, list[float], str]]  # what was compared, ratios, the peer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,7 +334,7 @@ def table(title: str, columns: str, rows: Iterable[str]) -> None:
     print(*(f"| {row} |" for row in rows), sep="\n", flush=True)
 
 
-def convert(source: Source, pairs: int) -> None:
+def convert(source: Source, pairs: int) -> Figures:
     ways: dict[str, Found] = {"copy": {}, "reference": {}}
     ways |= {f"ours, {name}": {"out": "made", "on_ray": name == "Ray"} for name in ("one process", "Ray")}
     found: dict[str, list[Found]] = {name: [] for name in ways}
@@ -347,10 +351,13 @@ def convert(source: Source, pairs: int) -> None:
         rows.append(f"{name} | {spread(took['reference'], took[name])} | {speed} | {cells} | {pairs}")
     columns = "way | min | median | max | s | source, MB/s | resident (before), MiB | anonymous (before), MiB | pairs"
     table("convert: the reference's time over each, and peaks of memory", columns, rows)
+    ratios = [one / own for one, own in zip(took["reference"], took["ours, one process"], strict=True)]
+    share = source.n_conditions / (PER_CONCEPT * N_CONCEPTS)
+    return [(f"{share:.0%} of NICE's file to a data set, one process", ratios, "np.load, mean, np.save")]
 
 
-def resume(source: Source, pairs: int) -> None:
-    log, rows = source.folder / "read.log", []
+def resume(source: Source, pairs: int) -> Figures:
+    log, rows, figures = source.folder / "read.log", [], []
     for name, on_ray in (("one process", False), ("Ray", True)):
         way: Found = {"out": "made", "on_ray": on_ray, "n_parts": N_PARTS}
         twice, whole, broken = [], [], []
@@ -365,14 +372,17 @@ def resume(source: Source, pairs: int) -> None:
         cells = f"{spread(whole, broken)} | {statistics.median(broken):.1f} | {statistics.median(whole):.1f} | {pairs}"
         rows.append(f"seconds in one go / killed and again, {name} | {cells}")
         rows.append(f"segments read twice, %, {name} | {spread(twice, [1.0] * pairs)} | | | {pairs}")
+        ratios = [one / two for one, two in zip(whole, broken, strict=True)]
+        figures.append((f"killed and made again, {name}", ratios, "made in one go"))
     title = f"resume: {N_PARTS} parts of {-(-source.n_segments // N_PARTS)} segments"
     table(title, "what | min | median | max | killed and again, s | in one go, s | pairs", rows)
+    return figures
 
 
-def stream(source: Source, pairs: int) -> None:
+def stream(source: Source, pairs: int) -> Figures:
     write_arrays(source)
     measured("ours", source, out="data", on_ray=False)
-    rows, starts = [], []
+    rows, starts, figures = [], [], []
     for repetitions, channels in itertools.product((1, 0), ([], POSTERIOR)):
         ways: dict[str, tuple[str, Found]] = {"peer": ("loader", {"array": "segments" if repetitions else "means"})}
         for home, by in (("host", "Ray"), ("stream", "Ray"), ("stream", "threads")):
@@ -390,12 +400,15 @@ def stream(source: Source, pairs: int) -> None:
             ratios = spread([one[kind] for one in own], [one[kind] for one in peers])
             what = f"{kind} pass, {name}; repetitions {repetitions}, {17 if channels else N_CHANS} channels"
             rows.append(f"{what} | {ratios} | {' | '.join(cells)} | {pairs}")
+            each = [one[kind] / peer[kind] for one, peer in zip(own, peers, strict=True)]
+            figures.append((what, each, "DataLoader with 2 workers"))
     title = f"stream: batches of {BATCH_SIZE}; Ray and Ray Data start in {statistics.median(starts):.1f} s, not counted"
     table(title, "what | min | median | max | ours, 1/s | peer, 1/s | ours, MiB | peer, MiB | pairs", rows)
     removed(source.folder, "data", "segments.npy", "means.npy")
+    return figures
 
 
-def curve(folder: Path, scale: float, pairs: int) -> None:
+def curve(folder: Path, scale: float, pairs: int) -> Figures:
     found: dict[str, list[tuple[int, float, float]]] = {"convert": [], "pass": []}  # segments, seconds, MiB
     for share in (16, 4, 1):
         (folder / f"share-{share}").mkdir()
@@ -408,14 +421,16 @@ def curve(folder: Path, scale: float, pairs: int) -> None:
         found["convert"].append((source.n_segments, middle(made, "seconds"), middle(made, "anonymous") / MIB))
         found["pass"].append((streamed[0]["samples"], middle(streamed, "later_s"), middle(streamed, "anonymous") / MIB))
         removed(folder, f"share-{share}")
-    rows = []
+    rows, figures = [], []
     for kind, sizes in found.items():
         rows += [f"{kind} | {n} | {s:.2f} | {1000 * s / n:.3f} | | {mib:.0f}" for n, s, mib in sizes]
         (n1, s1, mib1), (n4, s4, _), (n16, s16, mib16) = sizes
         further = (s16 - s4) / (n16 - n4) / ((s4 - s1) / (n4 - n1))
         rows.append(f"{kind}: last / first | | | {s16 / n16 / (s1 / n1):.2f} | {further:.2f} | {mib16 / mib1:.2f}")
+        figures.append((f"{kind}: further segments, 4x to 16x the data", [further], "1x to 4x"))
     columns = "what | segments | s | s per 1,000 | the same of further ones: 4x to 16x over 1x to 4x | anonymous, MiB"
     table("curve (linear and flat: ratios of 1)", columns, rows)
+    return figures
 
 
 def main() -> None:
@@ -427,22 +442,28 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3, help="how often everything is measured")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="at a size for a minute")
     options = parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
     if options.part:
         source = Source(folder=options.folder, n_conditions=int(options.scale))
         run_part(PARTS[options.part](source, **options.arguments))
         return
     machine = f"{os.cpu_count()} cores, {psutil.virtual_memory().total / (1 << 30):.0f} GiB"
     print(f"{time.strftime('%Y-%m-%d')}: {machine}, --scale {options.scale:g}")
+    figures: Figures = []
     with tempfile.TemporaryDirectory(dir=options.folder.absolute(), prefix="ingest-things-") as folder:
         if options.what != "curve":
             source = make(Path(folder), options.scale)
             print(f"{source.n_bytes / 1e9:.2f} GB, {source.n_segments} segments, {source.n_conditions} pictures")
             for name in questions if options.what == "all" else [options.what]:
-                questions[name](source, options.pairs)
+                figures += questions[name](source, options.pairs)
             removed(source.folder, "eeg", "image_set")
         if options.what in ("curve", "all"):
-            curve(Path(folder), options.scale, options.pairs)
+            figures += curve(Path(folder), options.scale, options.pairs)
+    for what, ratios, peer in figures:
+        tell(what, ratios, peer=peer)
 
 
 if __name__ == "__main__":

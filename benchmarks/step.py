@@ -1,6 +1,7 @@
 """A training step, forward and backward, of every EEG encoder against its published layers one after another.
 
     python benchmarks/step.py [--encoders tsconv nice-sa] [--batch 64] [--pairs 7] [--gpu] [--compile]
+    python benchmarks/step.py --quick                    two encoders, under a minute
 
 Needs torch and NumPy; no data set and no Ray. The published layers are those of the same module with the same weights,
 written out below in the order of papers and programs (`published`): what one trains with who takes the released code.
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from _results import tell  # pyrefly: ignore[missing-import]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +32,7 @@ from eegvision.config import EegConfig
 from eegvision.encoders.eeg import build_eeg_encoder
 
 TSCONV = ("tsconv", "nice-sa", "nice-ga", "atm-s")
+QUICK = {"encoders": ["tsconv", "nice-shallow"], "pairs": 5, "batch": 32}
 NAMES = (*TSCONV, "nice-shallow", "nice-deep", "nice-eegnet", "simple-conv", "palazzo-gru", "palazzo-lstm")
 
 
@@ -117,7 +120,8 @@ def seconds(work: Callable[[], Any], device: torch.device, clock: Callable[[], f
     return (clock() - start) / n_steps
 
 
-def compare(name: str, options: argparse.Namespace) -> str:
+def compare(name: str, options: argparse.Namespace) -> tuple[str, list[float]]:
+    """Return a row of the table, and the published time over ours in every pair."""
     device = torch.device("cuda" if options.gpu else "cpu")
     clock = time.process_time if options.processor else time.perf_counter
     encoder = make(name, options.channels, options.times).to(device)
@@ -138,8 +142,8 @@ def compare(name: str, options: argparse.Namespace) -> str:
             taken[way].append(seconds(ways[way], device, clock, n_steps))
     ratios = [a / b for a, b in zip(taken["published"], taken["ours"], strict=True)]
     times = " | ".join(f"{1000 * statistics.median(own):.3g} ms" for own in taken.values())
-    middle = statistics.median(ratios)
-    return f"| {name} | {times} | {min(ratios):.2f} | **{middle:.2f}** | {max(ratios):.2f} | {apart:.0e} |"
+    spread = f"{min(ratios):.2f} | **{statistics.median(ratios):.2f}** | {max(ratios):.2f}"
+    return f"| {name} | {times} | {spread} | {apart:.0e} |", ratios
 
 
 def main() -> None:
@@ -152,14 +156,22 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--compile", action="store_true", help="compile ours; published stays as it is")
     parser.add_argument("--processor", action="store_true", help="processor time of the process, not the wall clock")
+    parser.add_argument("--quick", action="store_true", help="at a size for a minute")
     options = parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if options.gpu else 'CPU'}", end=", ")
     print(f"{torch.get_num_threads()} threads; {options.batch} segments of", end=" ")
     print(f"{options.channels} x {options.times}, {options.pairs} pairs\n")
     print("| encoder | published | ours | ratio min | median | max | difference |")
     print("|---|---|---|---|---|---|---|")
+    found = {}
     for name in options.encoders:
-        print(compare(name, options), flush=True)
+        line, found[name] = compare(name, options)
+        print(line, flush=True)
+    for name, ratios in found.items():
+        target = ">= 5" if name == "tsconv" else None
+        tell(f"training step of {name}", ratios, target=target, peer="its published layers one by one")
 
 
 if __name__ == "__main__":

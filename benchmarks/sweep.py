@@ -1,6 +1,7 @@
 """What a sweep costs over its fits: 16 trials through `jobs/sweep.py` against the same 16 fits run bare.
 
     python benchmarks/sweep.py [--trials 16] [--passes 12] [--pairs 3]        about 7 minutes a pair on 2 quiet cores
+    python benchmarks/sweep.py --quick               4 trials of 2 passes, where fixed costs are most; about a minute
 
 Bare means what one would script without us: one plain Python process per core, each with its half of the
 configurations, calling the training loop one after the other; no Ray, no tracking, no table, no figures. Nothing is
@@ -20,7 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from _results import tell  # pyrefly: ignore[missing-import]
+
 ROOT = Path(__file__).resolve().parent.parent
+QUICK = {"trials": 4, "passes": 2, "pairs": 1}
 SPACE = """
 BASE = {base}
 POINTS = {points}
@@ -90,7 +94,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--passes", type=int, default=12)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="at a size for a minute")
     options = parser.parse_args()
+    if options.quick:
+        vars(options).update(QUICK)
     base = {
         "train.max_passes": options.passes, "train.batch_size": 64, "eeg.encoder": "tsconv", "loss.name": "info_nce",
         "optim.name": "adamw",
@@ -115,6 +122,9 @@ def main() -> None:
                 flush=True,
             )
     print(f"sweep / bare: min {min(ratios):.3f}, median {statistics.median(ratios):.3f}, max {max(ratios):.3f}")
+    target = None if options.quick else "<= 1.15"
+    what = f"a sweep of {options.trials} trials x {options.passes} passes over its fits"
+    tell(what, ratios, target=target, peer="the same fits, a bare process per core")
 
 
 if __name__ == "__main__":
