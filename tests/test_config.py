@@ -167,8 +167,15 @@ def test_every_place_has_what_a_trial_may_hold():
 
 
 def test_memory_is_reserved_for_trials_of_one_process():
-    with pytest.raises(InputError, match="reserved for trials of one worker; with workers_per_trial 2 leave it out"):
+    with pytest.raises(InputError, match="trials with one process each; with workers_per_trial 2 leave it out"):
         SweepConfig(memory_gb_per_trial=4.0, workers_per_trial=2)
+    with pytest.raises(InputError, match="trials with one process each; with together 3 leave it out"):
+        SweepConfig(memory_gb_per_trial=4.0, together=3)
+
+
+def test_trials_share_a_gpu_or_need_several_not_both():
+    with pytest.raises(InputError, match="together 4 is for trials that share a GPU, workers_per_trial 2"):
+        SweepConfig(together=4, workers_per_trial=2)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def passes(folder: Path) -> list[dict[str, float]]:
     return [{name: value for name, value in done.items() if name not in times} for done in trials.history_of(folder)]
 
 
-def misbehave(config: RunConfig, folder: Path, placement: Placement, *, marks: Path) -> None:
+def misbehave(config: RunConfig, folder: Path, placement: Placement, *, marks: Path, **room: Any) -> None:
     """Train, but harm the trial first, each one in a way of its own; all but the last recover when left alone."""
     way = {0.001: "kill", 0.002: "sleep", 0.003: "fill", 0.004: "fail"}[config.optim.lr]
     if way == "fail":
@@ -55,7 +55,7 @@ def misbehave(config: RunConfig, folder: Path, placement: Placement, *, marks: P
         if way == "sleep":
             time.sleep(600)
         raise OSError(errno.ENOSPC, "No space left on device")
-    run_trial(config, folder, placement)
+    run_trial(config, folder, placement, **room)
 
 
 @pytest.mark.usefixtures("tiny_dataset", "ray_local")
