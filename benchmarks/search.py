@@ -3,12 +3,14 @@
     python benchmarks/search.py [--seeds 50] [--workers 8 2] [--only NAME ...]            minutes on one core
     python benchmarks/search.py --quick                                                   the default alone, a minute
 
+Needs hours before it can begin: the table is not in the repository yet, and search_table.py makes it.
+
 Searches are replayed on `search_table.json.gz`, real trainings of a whole grid (`search_table.py`), so they cost no
 training: workers take trials as in a sweep, each pass of a configuration lasts its tabulated seconds and reports its
-tabulated score. What decides is real: Optuna's samplers behind Ray Tune's `OptunaSearch`, set as in `eegvision.sweep`,
-the space and its known points through `eegvision.space`, and Ray Tune's schedulers, which are told of results and asked
-for decisions in the order of Tune's controller. Ours are only its event loop (`Replay`) and the snapping of the two
-floats to the nearest tabulated value. A configuration that is proposed again is trained again.
+tabulated score. What decides is real: Optuna's samplers behind Ray Tune's `OptunaSearch`, set as in
+`eegvision.sweep`, the space and its known points through `eegvision.space`, and Ray Tune's schedulers, which are told
+of results and asked for decisions in the order of Tune's controller. Ours are only its event loop (`Replay`) and the
+snapping of the two floats to the nearest tabulated value. A configuration that is proposed again is trained again.
 
 The budget is the number of passes trained by all workers, until some trial of the search has a score (the best pass so
 far, averaged over the tabulated seeds of training) within one standard deviation between seeds of the best of the grid
