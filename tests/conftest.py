@@ -23,10 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares something costly: a file's tests, and all that share a Ray, one at a time.
 
-    Those of the simulated pods wait most of the time, so they may run beside the others. Both chains are long, and come
-    first.
+    Those of the simulated pods wait most of the time, so they may run beside the others.
     """
-    items.sort(key=lambda item: not {"ray", "cluster"}.intersection(item.path.parts))
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         item.add_marker(pytest.mark.xdist_group(folder if folder in ("ray", "cluster") else str(item.path)))
