@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 from torch import Tensor, nn
 
 from eegvision.analyses.association import Layer, association, find_layers, map_effects, module_of, network_of

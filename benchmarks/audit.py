@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 
 if TYPE_CHECKING:
     from eegvision.evaluate.audit import AuditResult

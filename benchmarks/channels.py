@@ -22,7 +22,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 from torch import Tensor, nn
 
 from eegvision.analyses.channels import Noise, channel_importance, noise_rows

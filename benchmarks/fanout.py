@@ -31,7 +31,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 
 SIDE_PX = 256
 QUICK = {"workers": [8], "cost_s": 0.5, "load_s": 0.5, "chunks": 24}

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 import torch
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 from torch import Tensor, nn
 
 from eegvision.config import ImageConfig, RunConfig

@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"trials": 8, "passes": 1, "pairs": 1}

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 
 from eegvision.config import DataConfig
 from eegvision.ingest import assemble, shards, simulate

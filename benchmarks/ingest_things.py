@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 
 N_CONCEPTS, PER_CONCEPT, N_REPS, N_CHANS, N_TIMES, SFREQ_HZ = 1654, 10, 4, 63, 250, 250
 N_BEFORE = 50  # entries of `times` whose samples, before onset, are cut off

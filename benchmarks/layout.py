@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 
 from eegvision.ingest.shards import eeg_array, eeg_column
 

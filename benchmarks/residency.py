@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 
 from eegvision import stream, train
 from eegvision.config import RunConfig
@@ -68,7 +68,7 @@ WORKS = {
         n_segments=1440, n_images=240, n_chans=32, n_times=110, sfreq_hz=250.0, batch_size=64, n_steps=22
     ),
     "things": Work(
-        n_segments=8192, n_images=2048, n_chans=63, n_times=250, sfreq_hz=250.0, batch_size=256, n_steps=6
+        n_segments=8192, n_images=2048, n_chans=63, n_times=250, sfreq_hz=250.0, batch_size=256, n_steps=4
     ),
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 from captum.attr import Occlusion
 from torch import Tensor, nn
 

@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from _results import tell  # pyrefly: ignore[missing-import]
-from residency import WORKS, Training  # pyrefly: ignore[missing-import]
+from _results import tell
+from residency import WORKS, Training
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 from torch import Tensor, nn
 from torch.nn import functional as F
 
