@@ -5,9 +5,10 @@
     python benchmarks/saliency.py --quick            AlexNet trained for 10 s, one pair: about a minute
 
 Needs torch, torchvision, NumPy, SciPy, Pillow, safetensors and captum; no data set and no Ray. Networks are trained
-once for `--train-s` seconds each to tell the simulator's ten shapes apart, in pictures of 64 px (75 for Inception v3,
-299 px later), and kept in `--weights`. The picture is a new one at full size; segments are the trained row of its
-class plus noise of the same length.
+once for `--train-s` seconds each to tell the simulator's ten shapes apart, and kept in `--weights`: half of the time in
+pictures of 64 px (75 for Inception v3), half at full size, without which their maps at full size are rougher than
+those of any network in use. The picture is a new one; segments are the trained row of its class plus noise of the
+same length.
 
 What is timed and what is extrapolated. All = H W S squares, 301,056 at 224 px, for every segment.
 - `captum`: whole calls of 16 windows on a 4 x 4 lattice, perturbations_per_eval=16, less the one clean picture that
@@ -49,7 +50,7 @@ from eegvision.encoders.joint import JointModel, build_joint
 from eegvision.ingest.stimuli import draw, make_scene
 
 N_EMBED, N_CLASSES, LABEL = 128, 10, 3
-N_TRAIN, N_TEST = 1440, 160
+N_TEST = 160
 QUICK = {"nets": ["alexnet"], "train_s": 10, "pairs": 1}
 TARGETS = {"exact": ">= 10", "fast": ">= 300", "coarse": ">= 1000"}  # of float32, for six segments
 
@@ -84,30 +85,33 @@ def trained(name: str, options: argparse.Namespace, device: str) -> tuple[JointM
 
 @torch.enable_grad()
 def train(net: nn.Sequential, name: str, seconds: float, device: str) -> float:
-    side_px = 75 if name == "inception_v3" else 64
-    label_M = torch.arange(N_TRAIN + N_TEST) % N_CLASSES
-    image_M3HW = torch.stack([picture(int(label), m // N_CLASSES, side_px) for m, label in enumerate(label_M)])
+    """Train half of the time in small pictures, half at full size; return the share right of new pictures there."""
     if name == "alexnet":  # its large layers stay random: they would take most of the time and gain little
         for layer in (1, 4):
             net[0].classifier[layer].requires_grad_(False)  # pyrefly: ignore
     optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.02)
-    net.train()
-    start = time.perf_counter()
-    for step in itertools.count():
-        done = (time.perf_counter() - start) / seconds
-        if done >= 1:
-            break
-        for group in optimiser.param_groups:
-            group["lr"] = 1e-3 * min(1, (step + 1) / 20) * max(0.02, 1 - done)
-        drawn_B = torch.randint(N_TRAIN, (32,))
-        loss = nn.functional.cross_entropy(net(image_M3HW[drawn_B].to(device)), label_M[drawn_B].to(device))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    net.eval()
-    with torch.no_grad():
-        guess_M = torch.cat([net(part.to(device)).argmax(1).cpu() for part in image_M3HW[N_TRAIN:].split(32)])
-    return float((guess_M == label_M[N_TRAIN:]).float().mean())
+    accuracy = 0.0
+    for side_px, n_train, n_batch in ((75 if name == "inception_v3" else 64, 1440, 32), (side_of(name), 480, 16)):
+        label_M = torch.arange(n_train + N_TEST) % N_CLASSES
+        image_M3HW = torch.stack([picture(int(label), m // N_CLASSES, side_px) for m, label in enumerate(label_M)])
+        net.train()
+        start = time.perf_counter()
+        for step in itertools.count():
+            done = (time.perf_counter() - start) / (seconds / 2)
+            if done >= 1:
+                break
+            for group in optimiser.param_groups:
+                group["lr"] = 1e-3 * min(1, (step + 1) / 20) * max(0.02, 1 - done)
+            drawn_B = torch.randint(n_train, (n_batch,))
+            loss = nn.functional.cross_entropy(net(image_M3HW[drawn_B].to(device)), label_M[drawn_B].to(device))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        net.eval()
+        with torch.no_grad():
+            guess_M = torch.cat([net(part.to(device)).argmax(1).cpu() for part in image_M3HW[n_train:].split(32)])
+        accuracy = float((guess_M == label_M[n_train:]).float().mean())
+    return accuracy
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:
@@ -266,7 +270,7 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="folder that trained networks are kept in")
-    parser.add_argument("--train-s", type=float, default=150, help="seconds of training for each network")
+    parser.add_argument("--train-s", type=float, default=600, help="seconds of training for each network")
     parser.add_argument("--nets", nargs="+", default=["alexnet", "resnet18", "densenet161", "inception_v3"])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64, help="squares the engines encode at a time")

@@ -3,8 +3,6 @@
     python benchmarks/search.py [--seeds 50] [--workers 8 2] [--only NAME ...]            minutes on one core
     python benchmarks/search.py --quick                                                   the default alone, a minute
 
-Needs hours before it can begin: the table is not in the repository yet, and search_table.py makes it.
-
 Searches are replayed on `search_table.json.gz`, real trainings of a whole grid (`search_table.py`), so they cost no
 training: workers take trials as in a sweep, each pass of a configuration lasts its tabulated seconds and reports its
 tabulated score. What decides is real: Optuna's samplers behind Ray Tune's `OptunaSearch`, set as in

@@ -13,6 +13,8 @@ from eegvision.ingest import assemble, simulate
 from eegvision.ingest.places import place
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Tests with Ray are the longest chain, so what runs beside them may wait.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray spells it so)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,11 +1,13 @@
 """Sweeps that are harmed in every way at once: what they end with is what they would have ended with unharmed."""
 
 import errno
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -51,11 +53,20 @@ def misbehave(config: RunConfig, folder: Path, placement: Placement, *, marks: P
     if not (marks / way).exists():
         (marks / way).touch()
         if way == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            threading.Thread(target=die_on_the_way, args=(folder, marks), daemon=True).start()
         if way == "sleep":
             time.sleep(600)
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if way == "fill":
+            raise OSError(errno.ENOSPC, "No space left on device")
     run_trial(config, folder, placement, **room)
+
+
+def die_on_the_way(folder: Path, marks: Path) -> None:
+    """End this process once a pass is stored, and leave what was stored."""
+    while checkpoint.latest(folder / "last") is None:
+        time.sleep(0.005)
+    (marks / "before.json").write_text(json.dumps(trials.history_of(folder)))
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("tiny_dataset", "ray_local")
@@ -111,6 +122,13 @@ def test_one_sweep_survives_a_kill_a_stall_a_full_disk_and_a_trial_that_always_f
     rate = {event["id"]: event["suggested"]["optim.lr"] for event in log if event["do"] == "trial"}
     lost = {(rate[event["id"]], event["reason"].partition(":")[0]) for event in log if event["do"] == "lost"}
     assert lost == {(0.001, "killed"), (0.002, "stall"), (0.003, "storage"), (0.004, "error")}
+    (killed,) = [row for row in rows if row.config.optim.lr == 0.001]
+    before, after = json.loads((tmp_path / "before.json").read_text()), trials.history_of(killed.folder)
+    assert 1 <= len(before) <= 3
+    assert after[: len(before)] == before, "passes before the kill must not be made again"
+    attempts = [event["attempt"] for event in log if event["do"] == "attempt" and rate[event["id"]] == 0.001]
+    assert attempts[:2] == [1, 2]
+    assert "trials that took several attempts, each going on from a checkpoint: 1 (" in str(said)
     assert "was lost and goes on from its checkpoint (stall: nothing was heard of it for 120 min" in str(said)
     assert [event["do"] for event in log if event["do"] in ("begin", "resume", "interrupted", "finished")] == [
         "begin", "interrupted", "resume", "finished",
