@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from eegvision import stream
-from eegvision.config import DataConfig
+from eegvision.config import DataConfig, RunConfig
 from eegvision.ingest import pictures, pieces, shards
 from eegvision.ingest.pieces import Cut
 from eegvision.ingest.places import place
@@ -24,7 +24,7 @@ from eegvision.ingest.shards import Manifest
 from eegvision.ingest.splits import Split
 from eegvision.stream import batches as batching
 from eegvision.stream import store as storing
-from eegvision.stream.repeats import grouped, singles
+from eegvision.stream.repeats import Repeats, grouped, singles
 from eegvision.vocab import InputError, Montage
 
 SIZE, SIDE = 20, 22  # input, and 1.1 times that
@@ -296,6 +296,38 @@ def test_on_another_device_batches_are_made_ahead_and_moved(store):
 def test_a_batch_that_does_not_fit_is_refused(store, changes, message):
     with pytest.raises(InputError, match=message):
         train(store, **changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"repetitions": 0}, {"control": "class-codes"}])
+def test_half_the_memory_rounds_every_value_to_11_bits_wherever_it_lies(tiny, changes):
+    whole = dataclasses.replace(tiny, **changes)
+    half = dataclasses.replace(whole, storage="float16")
+    exact, rounded = stream.load_store(whole, 32), stream.load_store(half, 32)
+    assert 2 * eeg_of(rounded).nbytes == eeg_of(exact).nbytes
+    np.testing.assert_array_equal(eeg_of(rounded), eeg_of(exact).astype(np.float16))
+    error = np.abs(eeg_of(rounded).astype(np.float32) - eeg_of(exact))
+    assert (error <= 2.0**-11 * np.maximum(np.abs(eeg_of(exact)), 2.0**-14)).all()
+    wanted = {row: eeg_of(rounded)[row].astype(np.float32) for row in range(len(eeg_of(rounded)))}
+    stores = {half: rounded}
+    if "control" not in changes:
+        stores[streamed(half)] = stream.load_store(streamed(half), 32)
+    for config, store in stores.items():
+        for batch in train(store, config=config, size_px=32, batch_size=10).passes(1):
+            assert batch.eeg_BCT.dtype == torch.float32
+            for row, eeg_CT in zip(batch.row_B.tolist(), batch.eeg_BCT.numpy(), strict=True):
+                # Means that are streamed are added up in another order, so one may be rounded the other way.
+                np.testing.assert_allclose(
+                    eeg_CT, wanted[row], rtol=2.0**-10 if changes else 0, atol=1e-6 if changes else 0
+                )
+
+
+def test_half_the_memory_is_for_what_is_normalised_once(tiny):
+    assert "data.storage" not in RunConfig(data=tiny).flat()  # so runs made before there was the setting go on
+    with pytest.raises(InputError, match=r"data.storage 'float16' is for normalised segments; data.normalise is"):
+        dataclasses.replace(tiny, storage="float16", normalise="none")
+    drawn = Repeats(np.arange(4), np.array([0, 2, 4]), np.array([1, 1]))
+    with pytest.raises(InputError, match="draws means anew in every pass, which are normalised after"):
+        storing._stored_as(dataclasses.replace(tiny, storage="float16"), drawn)
 
 
 def test_reading_needs_neither_torch_nor_ray():

@@ -108,6 +108,7 @@ class Batches:
         self._rows = store.split.rows[split_name]
         self._seed, self._rank, self._world, self._is_training = seed, rank, world, training
         self._size_px = size_px
+        self._kept_as = torch.float16 if config.storage == "float16" else torch.float32
         number_of = {name: number for number, name in enumerate(store.trained_subjects)}
         self._subject_N = np.array([number_of.get(name, -1) for name in store.subject_N.tolist()], dtype=np.int64)
         has_pixels = feature_MF is None and size_px is not None
@@ -180,15 +181,13 @@ class Batches:
         elif self.store.repeats.is_drawn:
             eeg_BCT = _mean(self._eeg, drawn.of(row_B), self.store.cut)
         else:
-            eeg_BCT = self._eeg.index_select(0, torch.from_numpy(row_B).to(self._eeg.device))
+            eeg_BCT = _rows(self._eeg, row_B)
         return self._moved(self._batch(row_B, eeg_BCT, np.full(len(row_B), _CENTRE)))
 
     def _share(self) -> np.ndarray:
         return np.array_split(self._rows, self._world)[self._rank]
 
     def _gathered(self, number: int, start_step: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        import torch
-
         assert self._eeg is not None
         if self._is_training:
             order = np.random.default_rng([self._seed, number, _SEED_ORDER]).permutation(self._rows)
@@ -200,7 +199,7 @@ class Batches:
         for first in range(start_step * self._local, len(own), self._local):
             row_B = own[first : first + self._local]
             if drawn is None:
-                yield row_B, self._eeg.index_select(0, torch.from_numpy(row_B).to(self._eeg.device))
+                yield row_B, _rows(self._eeg, row_B)
             else:
                 yield row_B, _mean(self._eeg, drawn.of(row_B), self.store.cut)
 
@@ -263,7 +262,7 @@ class Batches:
 
         image_B = self.store.image_N[row_B]
         return Batch(
-            eeg_BCT=eeg_BCT,
+            eeg_BCT=eeg_BCT.to(self._kept_as).float(),
             image_BX=None if self._image_MX is None else self._seen(image_B, crop_B),
             text_BF=None if self._text_MF is None else _rows(self._text_MF, image_B),
             image_B=torch.from_numpy(image_B),

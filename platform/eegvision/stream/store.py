@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,11 +36,11 @@ class Store:
 
     A sample is a segment, or the mean of several that show one picture to one subject (`repeats`, whose rows count
     segments as `pieces` do). `manifest` describes what batches hold: the channels and times that were chosen.
-    `eeg_NCT` is float32: normalised samples; or, where means are drawn anew every pass (`repeats.is_drawn`), segments
-    as stored; or None where segments are streamed. `images_M3HH` is uint8: the central square, H = 1.1 times the
-    input size so that ten crops can be cut from it; or None where nobody asked for pictures. `split` holds rows of
-    this store. The arrays may lie in Ray's object store; fetch them with `load_store` in each process instead of
-    pickling them.
+    `eeg_NCT` is float32 (or `DataConfig.storage`): normalised samples; or, where means are drawn anew every pass
+    (`repeats.is_drawn`), segments as stored; or None where segments are streamed. `images_M3HH` is uint8: the central
+    square, H = 1.1 times the input size so that ten crops can be cut from it; or None where nobody asked for pictures.
+    `split` holds rows of this store. The arrays may lie in Ray's object store; fetch them with `load_store` in each
+    process instead of pickling them.
     """
 
     manifest: Manifest
@@ -218,36 +219,48 @@ def _eeg(
     """Return the array of samples (of segments, where means are drawn), or None where they are streamed."""
     n_rows = len(samples.row_R) if samples.is_drawn else len(samples)
     shape = (n_rows, manifest.n_chans, manifest.n_times)
-    is_large = 4 * int(np.prod(shape)) > host_budget_bytes()
+    dtype = _stored_as(config, samples)
+    is_large = dtype.itemsize * int(np.prod(shape)) > host_budget_bytes()
     if config.residency == "stream" or (config.residency == "auto" and is_large):
         return None
     what = hashlib.sha256(repr(cut).encode())
     for array in (used, samples.row_R, samples.start_N, np.array(samples.is_drawn)):
         what.update(np.ascontiguousarray(array).tobytes())
-    key = (manifest.fingerprint, str(root), "eeg", what.hexdigest())
+    key = (manifest.fingerprint, str(root), "eeg", dtype.name, what.hexdigest())
     if samples.is_drawn or len(samples.row_R) == len(samples):
-        stored_as = cut if len(samples.row_R) == len(samples) else cut.as_stored
-        return shared(key, partial(_read_all_eeg, pieces, shape, stored_as))
-    return shared(key, partial(_read_means, pieces, shape, samples, cut))
+        finished = cut if len(samples.row_R) == len(samples) else cut.as_stored
+        return shared(key, partial(_read_all_eeg, pieces, shape, finished, dtype))
+    return shared(key, partial(_read_means, pieces, shape, samples, cut, dtype))
+
+
+def _stored_as(config: DataConfig, samples: Repeats) -> np.dtype[Any]:
+    """Return the type that samples are kept as in memory."""
+    if config.storage and samples.is_drawn:
+        raise InputError(
+            f"data.storage {config.storage!r} is for normalised segments, but data.repetitions {config.repetitions} "
+            "draws means anew in every pass, which are normalised after; leave it out, or average all (0)"
+        )
+    return np.dtype(config.storage or np.float32)
 
 
 def _codes(config: DataConfig, manifest: Manifest, cut: Cut, samples: Repeats, label_N: np.ndarray) -> np.ndarray:
     """Return a class's code in place of every sample (every segment, where means are drawn)."""
     if config.residency == "stream":
         raise InputError("data.control 'class-codes' makes EEG in memory; it cannot go with data.residency 'stream'")
+    dtype = _stored_as(config, samples)
     label_N = np.repeat(label_N, samples.count_N)[np.argsort(samples.row_R)] if samples.is_drawn else label_N
     shape_CT = (manifest.n_chans, manifest.n_times)
     what = hashlib.sha256(repr((cut, config.split_seed, samples.is_drawn)).encode() + label_N.tobytes())
 
     def make() -> np.ndarray:
         codes_NCT = controls.class_codes(label_N, shape_CT, config.split_seed)
-        return codes_NCT if samples.is_drawn else cut.finish(codes_NCT)
+        return codes_NCT if samples.is_drawn else cut.finish(codes_NCT).astype(dtype, copy=False)
 
-    return shared((manifest.fingerprint, "class-codes", what.hexdigest()), make)
+    return shared((manifest.fingerprint, "class-codes", dtype.name, what.hexdigest()), make)
 
 
-def _read_all_eeg(pieces: Sequence[Piece], shape: tuple[int, int, int], cut: Cut) -> np.ndarray:
-    eeg_NCT = np.empty(shape, dtype=np.float32)
+def _read_all_eeg(pieces: Sequence[Piece], shape: tuple[int, int, int], cut: Cut, dtype: np.dtype[Any]) -> np.ndarray:
+    eeg_NCT = np.empty(shape, dtype=dtype)
     for rows in in_order(
         _tasks(pieces, shape), partial(reading.read_eeg, cut=cut), on_cluster=is_worth_spreading(eeg_NCT)
     ):
@@ -255,7 +268,9 @@ def _read_all_eeg(pieces: Sequence[Piece], shape: tuple[int, int, int], cut: Cut
     return eeg_NCT
 
 
-def _read_means(pieces: Sequence[Piece], shape: tuple[int, int, int], samples: Repeats, cut: Cut) -> np.ndarray:
+def _read_means(
+    pieces: Sequence[Piece], shape: tuple[int, int, int], samples: Repeats, cut: Cut, dtype: np.dtype[Any]
+) -> np.ndarray:
     """Add up segments as they come, so that never more than the means and a few tasks are in memory."""
     eeg_NCT = np.zeros(shape, dtype=np.float32)
     sample_R = np.empty(len(samples.row_R), dtype=np.int64)
@@ -270,7 +285,7 @@ def _read_means(pieces: Sequence[Piece], shape: tuple[int, int, int], samples: R
         part_NCT /= samples.count_N[first : first + 1024, None, None]
         if cut != cut.as_stored:
             part_NCT[:] = cut.finish(part_NCT)
-    return eeg_NCT
+    return eeg_NCT.astype(dtype, copy=False)
 
 
 def _tasks(pieces: Sequence[Piece], shape: tuple[int, int, int]) -> list[Sequence[Piece]]:
