@@ -98,6 +98,17 @@ def ray_local(session_home: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps in this process save none of their figures, which take longer than their trainings."""
+
+    def save(_drawn: Any, path: Path, *_words: Any, **_more: Any) -> list[Path]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return []
+
+    monkeypatch.setattr("eegvision.report.style.save", save)
+
+
+@pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the code does where no Ray is connected, whether or not another test has started one."""
     monkeypatch.setattr("eegvision.cluster.is_connected", lambda: False)

@@ -181,7 +181,7 @@ def _end_session(leader: int) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.usefixtures("tiny_dataset", "ray_local")
+@pytest.mark.usefixtures("tiny_dataset", "ray_local", "without_figures")
 def test_two_workers_train_to_the_curve_of_one(session_home, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     job: Any = importlib.import_module("train")

@@ -58,7 +58,7 @@ def alone(tiny_dataset: Path, tmp_path: Path) -> dict[float, list[float]]:
     return found
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("ray_local", "without_figures")
 def test_trials_that_meet_are_those_alone_and_who_is_stopped_early_makes_room(alone, tmp_path):
     rows = sweep_of(tmp_path, "leaving", together=3, max_concurrent=3, min_passes=1, keep_one_in=2)
     assert {row.status for row in rows} <= {"finished", "stopped early"}
@@ -70,7 +70,7 @@ def test_trials_that_meet_are_those_alone_and_who_is_stopped_early_makes_room(al
     assert history.check(runs.named_folder("runs", "leaving")) == []
 
 
-@pytest.mark.usefixtures("ray_local")
+@pytest.mark.usefixtures("ray_local", "without_figures")
 def test_a_room_that_dies_is_opened_again_and_its_trials_go_on(alone, tmp_path):
     run = runs.named_folder("runs", "dying")
 

@@ -69,7 +69,7 @@ def die_on_the_way(folder: Path, marks: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.usefixtures("tiny_dataset", "ray_local")
+@pytest.mark.usefixtures("tiny_dataset", "ray_local", "without_figures")
 def test_one_sweep_survives_a_kill_a_stall_a_full_disk_and_a_trial_that_always_fails(
     session_home, tmp_path, monkeypatch
 ):
