@@ -44,7 +44,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-from _results import tell  # pyrefly: ignore[missing-import]
+from _results import tell
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"trials": 40, "fresh": 4, "real": 6, "pairs": 1, "sides": ["ours-tpe", "tune-tpe", "tune-fresh"]}
