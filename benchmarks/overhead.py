@@ -577,10 +577,12 @@ def tell_results(ours: Side, sides: dict[str, Side], options: argparse.Namespace
     plain = sides.get("tune-tpe")
     peer = f"plain Tune and TPE {statistics.median(plain.overhead):.2f} s" if plain else "none"
     tell(what, of_windows, unit="s", target=TARGET, peer=peer)
+    tell("lag of MLflow behind the sweep", [lag for _, lag in ours.lags()], unit="s", target=None, peer="none")
+    if options.trials < 400:  # of fewer, a slope is the first trials' noise
+        return
     for column, what in ((0, "growth of that overhead"), (2, "growth of the driver's processor time for a trial")):
         peer = f"plain Tune and TPE {plain.slope(column):+.3f} s" if plain else "none"
         tell(f"{what} over 1,000 trials", [ours.slope(column)], unit="s", target=None, peer=peer)
-    tell("lag of MLflow behind the sweep", [lag for _, lag in ours.lags()], unit="s", target=None, peer="none")
     tell("growth of the driver's memory over 1,000 trials", [ours.growth()], unit="MiB", target=None, peer="none")
 
 

@@ -22,14 +22,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist's own, which writes the groups into the tests' names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together what shares something costly: a file's tests, and all that share a Ray, one at a time.
 
-    Those of the simulated pods wait most of the time, so they may run beside the others.
+    Those with Ray are the longest chain, so they come first; those of the simulated pods wait most of the time.
     """
-    for item in items:
+
+    def group(item: pytest.Item) -> str:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder if folder in ("ray", "cluster") else str(item.path)))
+        return folder if folder in ("ray", "cluster") else str(item.path)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: ("ray", "cluster").index(name) if (name := group(item)) in ("ray", "cluster") else 2)
 
 
 @pytest.fixture(scope="session")
