@@ -39,7 +39,7 @@ sweep: setup
 
 test: lint
 	@test ! -e platform/__init__.py || { echo "platform/__init__.py shadows the standard library's platform: remove it"; exit 1; }
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs --durations 12 --numprocesses 2 --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs --durations 12 --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet .

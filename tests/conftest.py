@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from eegvision.ingest import assemble, simulate
 from eegvision.ingest.places import place
@@ -22,20 +23,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:ray.data.context")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist's own, which writes the groups into the tests' names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together what shares something costly: a file's tests, and all that share a Ray, one at a time.
+    """Begin with the tests that need Ray, the longest chain, and those of the simulated pods, which mostly wait."""
+    first = {"ray": 0, "cluster": 1}
+    items.sort(key=lambda item: first.get(item.nodeid.split("/")[1], 2))
 
-    Those with Ray are the longest chain, so they come first; those of the simulated pods wait most of the time.
-    """
 
-    def group(item: pytest.Item) -> str:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        return folder if folder in ("ray", "cluster") else str(item.path)
+class _Chains(LoadScopeScheduling):
+    """Keeps in one process what shares something costly: a file's tests, and all that share a Ray."""
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: ("ray", "cluster").index(name) if (name := group(item)) in ("ray", "cluster") else 2)
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        folder = file.split("/")[1]
+        return folder if folder in ("ray", "cluster") else file
+
+
+# Not by marks and `--dist loadgroup`: pytest 9.2 gives tests no name that xdist 3.8 could write a group into.
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _Chains(config, log)
 
 
 @pytest.fixture(scope="session")
