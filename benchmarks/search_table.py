@@ -1,6 +1,6 @@
 """Makes the table that searches are replayed on: every configuration of a grid, trained, and its score after each pass.
 
-    python benchmarks/search_table.py [--folder /tmp/search_table] [--limit N]         about 25 minutes on one core
+    python benchmarks/search_table.py [--folder /tmp/search_table]                     about 40 minutes on one core
     python benchmarks/search_table.py --quick                                          a few configurations, a minute
 
 The data are simulated (`DATA`), the trainings real: the project's own loop on the grid that `SPACE` spans, a search
