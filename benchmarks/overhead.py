@@ -1,7 +1,7 @@
 """What a sweep costs per trial beside the training: 1,000 trials of the real sweep whose training does nothing.
 
     python benchmarks/overhead.py [--trials 1000] [--passes 2] [--concurrent 2]            about 50 minutes on 2 cores
-    python benchmarks/overhead.py --quick                                          40 trials, about two minutes
+    python benchmarks/overhead.py --quick                                          40 trials, about three minutes
 
 Ours is the whole way of `jobs/sweep.py` (`study.run_study`: Tune, Optuna, log, spool, MLflow in a SQLite file, tables
 and figures) over the demo space and data. In the trials' processes two things are put in the place of training: a pass
@@ -538,7 +538,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2, help="of sweep and bare; 0 for none")
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
     parser.add_argument("--keep", type=Path, help="a new folder for what runs leave; by default it is removed")
-    parser.add_argument("--quick", action="store_true", help="at a size for a minute or two")
+    parser.add_argument("--quick", action="store_true", help="at a size for three minutes")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:

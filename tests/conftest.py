@@ -39,6 +39,7 @@ class _Chains(LoadScopeScheduling):
 
 
 # Not by marks and `--dist loadgroup`: pytest 9.2 gives tests no name that xdist 3.8 could write a group into.
+@pytest.hookimpl(optionalhook=True)  # there is none without xdist, as for one test alone
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     return _Chains(config, log)
 

@@ -15,6 +15,7 @@ import pytest
 
 import generators
 from eegvision import checkpoint
+from eegvision.cli import parse
 from eegvision.config import RunConfig, SweepConfig
 from eegvision.distributed import fit_here
 from eegvision.history import check as checks
@@ -185,12 +186,11 @@ def _end_session(leader: int) -> None:
 def test_two_workers_train_to_the_curve_of_one(session_home, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "jobs"))
     job: Any = importlib.import_module("train")
-    config = RunConfig().with_overrides({
-        "data.dataset": "tiny", "data.val_fraction": 0.25, "image.size_px": 32, "train.batch_size": 32,
-        "train.max_passes": 3, "loss.name": "info_nce", "eeg.hidden": 16, "eeg.channels": "mixed",
-    })  # fmt: skip
-    alone = fit_here(config, tmp_path, lambda _: None).history
-    job.main(job.Options(name="workers", workers=2, run=config))
+    flags = ["--data.dataset", "tiny", "--loss.name", "info_nce", "--train.max-passes", "3", "--eeg.hidden", "16"]
+    options = parse(job.Options, [*SMALL, *flags, "--eeg.channels", "mixed", "--workers", "2", "--name", "workers"])
+    del sys.modules["train"]
+    alone = fit_here(options.run, tmp_path, lambda _: None).history
+    job.main(options)
     assert "1/1 trials done" in capsys.readouterr().out
     (trial,) = (session_home / "runs" / "workers" / "trials").iterdir()
     for one, two in zip(alone, history(trial), strict=True):

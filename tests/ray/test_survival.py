@@ -128,7 +128,8 @@ def test_one_sweep_survives_a_kill_a_stall_a_full_disk_and_a_trial_that_always_f
     assert after[: len(before)] == before, "passes before the kill must not be made again"
     attempts = [event["attempt"] for event in log if event["do"] == "attempt" and rate[event["id"]] == 0.001]
     assert attempts[:2] == [1, 2]
-    assert "trials that took several attempts, each going on from a checkpoint: 1 (" in str(said)
+    # Two start at once, so which is the first is chance.
+    assert f"trials that took several attempts, each going on from a checkpoint: {killed.number} (" in str(said)
     assert "was lost and goes on from its checkpoint (stall: nothing was heard of it for 120 min" in str(said)
     assert [event["do"] for event in log if event["do"] in ("begin", "resume", "interrupted", "finished")] == [
         "begin", "interrupted", "resume", "finished",
