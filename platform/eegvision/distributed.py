@@ -57,21 +57,6 @@ class Placement:
             )
 
 
-def warm_up(placement: Placement, count: int) -> None:
-    """Have `count` processes import the training loop (seconds each) while the driver is busy with other things.
-
-    Ray hands an idle process of its pool to the next task or trial. Only without GPUs: Ray says which GPU a process
-    may see when it gives it work, and a process that has asked for GPUs before would not look again.
-    """
-    if placement.gpus == 0 and placement.workers == 1:
-        for _ in range(count):
-            ray.remote(_import_training).options(num_cpus=placement.cpus).remote()
-
-
-def _import_training() -> None:
-    import eegvision.train  # noqa: F401
-
-
 def fit_here(config: RunConfig, folder: Path, report: Report, *, cpus: float = 1.0) -> train.FitResult:
     """Train one configuration in this process, on its GPU where it was given one.
 

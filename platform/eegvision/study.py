@@ -130,8 +130,6 @@ def _prepare(
     """Join a cluster and load the data; refuse, and say, what is to be known of them before anything is written."""
     cluster.enter(say)
     placement = sweep.placement_of(settings)  # refuses what the cluster will never have
-    if settings.together == 1:
-        distributed.warm_up(placement, min(settings.trials, sweep.concurrency(settings, placement)))
     features.warm(tried, say=say)  # layers no draw came upon are made by the first trial that asks for them
     store = stream.load_store(base.data, distributed.picture_px(base))
     distributed.batches(base, store, world=settings.workers_per_trial)  # refuses what does not fit the data

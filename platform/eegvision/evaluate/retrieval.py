@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from eegvision.vocab import InputError
 
@@ -263,6 +262,8 @@ def assignment(score_QN: np.ndarray) -> np.ndarray:
     Raises:
         InputError: more queries than gallery items, or a score is not finite.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second that no training needs
+
     score_QN = np.asarray(score_QN)
     check_scores(score_QN)
     if score_QN.shape[0] > score_QN.shape[1] or not np.isfinite(score_QN).all():
