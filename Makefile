@@ -27,19 +27,21 @@ $(UV):
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9,<1"
 
+# Compiled once here, or each of the many processes of a sweep that may not write there would compile it for itself.
 # The lock holds a hash for every file that may be installed. Written to the stamp only when all of it succeeded.
 $(STAMP): requirements.lock pyproject.toml | $(UV)
 	@echo "installing the locked packages (several GB the first time) ..."
-	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 sweep: setup
 	@$(BIN)/python jobs/local.py -- python jobs/sweep.py $(ARGS)
 
+# Written bytecode is asked for: the tests start processes by the hundred, which compile our own modules otherwise.
 test: lint
 	@test ! -e platform/__init__.py || { echo "platform/__init__.py shadows the standard library's platform: remove it"; exit 1; }
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs --durations 12 --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs --durations 12 --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet .
