@@ -97,13 +97,13 @@ def ray_local(session_home: Path) -> Iterator[Any]:
     """A Ray of our own with two CPUs, never a cluster that happens to run here."""
     import ray
 
+    assert os.environ["EEGVISION_HOME"] == str(session_home)  # Ray's processes have the environment of this moment
     ray.init(
         address="local",
         num_cpus=2,
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,
-        runtime_env={"env_vars": {"EEGVISION_HOME": str(session_home)}},
     )
     yield ray
     ray.shutdown()

@@ -1,6 +1,7 @@
 """The jobs as a user runs them: submitted to a head, killed, repeated, refused; what they leave behind."""
 
 import importlib
+import io
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 
 import generators
 from eegvision import checkpoint
-from eegvision.cli import parse
+from eegvision.cli import parse, run_job
 from eegvision.config import RunConfig, SweepConfig
 from eegvision.distributed import fit_here
 from eegvision.history import check as checks
@@ -66,6 +68,22 @@ def run(home: Path, *words: str, timeout: float = 400) -> subprocess.CompletedPr
     )
 
 
+def sweep_here(home: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """`jobs/sweep.py` in this process, for what only shows or refuses: the imports would be most of its time."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("EEGVISION_HOME", str(home))
+        patch.setattr(signal, "signal", lambda *_: None)
+        patch.syspath_prepend(str(ROOT / "jobs"))
+        job: Any = importlib.import_module("sweep")
+        try:
+            code = run_job(job.Options, job.main, defaults=job.base_of, argv=flags)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        del sys.modules["sweep"]
+    return subprocess.CompletedProcess(flags, code, out.getvalue(), err.getvalue())
+
+
 def tracked(home: Path) -> dict[str, dict[str, str]]:
     """Tags of every run in the tracking store, by key."""
     with sqlite3.connect(home / "mlflow.db") as store:
@@ -100,18 +118,18 @@ def test_a_submitted_sweep_ends_with_a_ranked_table_and_tracked_runs(home):
     assert table in ended.stdout
     assert checks(home / "runs" / "submitted") == []
 
-    again = run(home, sys.executable, *words[1:])
+    again = sweep_here(home, *words[2:])
     assert again.returncode == 0, again.stderr
     assert "is finished" in again.stdout
     assert table in again.stdout
 
-    other = run(home, sys.executable, *words[1:], "--optim.weight-decay", "0.5")
+    other = sweep_here(home, *words[2:], "--optim.weight-decay", "0.5")
     assert other.returncode == 2
     assert "optim.weight_decay was 0.0, now 0.5" in other.stderr
 
     # What was written does not change unnoticed.
     (home / "runs" / "submitted" / "best.json").write_text('{"trial": "another"}')
-    checked = run(home, sys.executable, *words[1:], "--check", "True")
+    checked = sweep_here(home, *words[2:], "--check", "True")
     assert (checked.returncode, checked.stdout) == (1, "submitted: best.json has changed since it was written\n")
 
 

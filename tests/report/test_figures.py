@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from eegvision.report import figures
 from report.trials import CHANCE, HISTORY, MANIFEST, TRIALS, Row
@@ -50,6 +51,22 @@ def test_a_confusion_matrix_by_hand(tmp_path):
     files = figures.confusion(label_Q, retrieved_Q, ["cat", "dog"], tmp_path / "confusion", chance=0.5)
     assert read_csv(files).to_numpy().tolist() == [["cat", 2, 1], ["dog", 1, 0]]
     assert "Right class 50.0 %, chance 50.0 % (n = 4 segments)" in read_svg(files)
+
+
+def test_nothing_of_a_figure_lies_beyond_its_edge(tmp_path):
+    rng, shown_Q = np.random.default_rng(0), np.repeat(np.arange(10), 18)
+    said_Q = np.where(rng.random(180) < 0.7, shown_Q, rng.integers(0, 10, 180))
+    names = [f"latticed-square{'-x' * (k % 3)}" for k in range(10)]
+    for files in (
+        figures.confusion(shown_Q, said_Q, names, tmp_path / "confusion", chance=0.1),
+        figures.learning_curves(HISTORY, tmp_path / "curves", chance=CHANCE, metric="val/top1"),
+        figures.sweep_curves(TRIALS, tmp_path / "sweep", chance=CHANCE),
+    ):
+        (png,) = [file for file in files if file.suffix == ".png"]
+        with Image.open(png) as image:
+            pixel_HW = np.asarray(image.convert("L"))
+        edges = (pixel_HW[:2], pixel_HW[-2:], pixel_HW[:, :2], pixel_HW[:, -2:])
+        assert [int(edge.min()) for edge in edges] == [255] * 4, png.name
 
 
 def predictions(n_images=4, repeats=3):

@@ -43,10 +43,7 @@ def save(drawn: Figure, path: Path, numbers: Mapping[str, Any], *, is_quick: boo
     # No date inside, so that the same numbers give the same file.
     dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}} | ({} if is_quick else {"png": {}})
     written = [path.with_name(f"{path.name}.{ending}") for ending in (*dates, "csv")]
-    # Laid out once for all formats, which each would do anew, the frame likewise.
-    drawn.draw_without_rendering()
-    drawn.set_layout_engine("none")
-    frame: dict[str, Any] = {} if is_quick else {"bbox_inches": drawn.get_tightbbox().padded(0.03)}
+    frame: dict[str, Any] = {} if is_quick else {"bbox_inches": "tight", "pad_inches": 0.03}
     for file, metadata in zip(written[:-1], dates.values(), strict=True):
         drawn.savefig(file, dpi=_DPI, metadata=metadata, **frame)
     pd.DataFrame(dict(numbers)).to_csv(written[-1], index=False)
