@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that need Ray, the longest chain, and those of the simulated pods, which mostly wait."""
+    """Begin with the tests that need Ray, the longest chain, and with the simulated pods, the next."""
     first = {"ray": 0, "cluster": 1}
     items.sort(key=lambda item: first.get(item.nodeid.split("/")[1], 2))
 
