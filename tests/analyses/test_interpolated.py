@@ -1,0 +1,120 @@
+"""eegvision.analyses.interpolated: what few exact values make of maps whose every pixel is known."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from eegvision.analyses import interpolated as module
+from eegvision.analyses.interpolated import interpolated
+
+N_PX = 112
+
+
+class Known:
+    """Maps that are known, and which of their places were asked for."""
+
+    def __init__(self, map_NSHW: np.ndarray, scales_px: tuple[int, ...]) -> None:
+        self.map_NSHW, self.scales_px = map_NSHW, scales_px
+        self.asked: list[tuple[int, int, int]] = []
+
+    def drop(self, place_P2: np.ndarray, scale_px: int, spacing_px: int) -> np.ndarray:
+        assert spacing_px >= 1
+        self.asked += [(scale_px, int(row), int(column)) for row, column in place_P2]
+        return self.map_NSHW[:, self.scales_px.index(scale_px), place_P2[:, 0], place_P2[:, 1]]
+
+    def found(self, fidelity: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the maps, and the correlation of their sums with the known ones."""
+        shape = self.map_NSHW.shape[2:]
+        found_NSHW = interpolated(
+            self.drop, (shape[0], shape[1]), self.scales_px, fidelity, lambda maps: np.ones(maps.shape[:2])
+        )
+        assert len(set(self.asked)) == len(self.asked)
+        sums = [maps.sum(axis=1, dtype=np.float64).reshape(len(maps), -1) for maps in (found_NSHW, self.map_NSHW)]
+        return found_NSHW, np.array([np.corrcoef(left, right)[0, 1] for left, right in zip(*sums, strict=True)])
+
+
+def blobs(*, width_px: float, seed: int = 0, n_px: int = N_PX) -> np.ndarray:
+    """Smooth noise of standard deviation 1."""
+    smooth_HW = gaussian_filter(np.random.default_rng(seed).normal(size=(n_px, n_px)), width_px)
+    return smooth_HW / smooth_HW.std()
+
+
+def an_object(sharpness_px: float = 8) -> np.ndarray:
+    """A bump of standard deviation about 0.3 left of the middle, 0 elsewhere."""
+    rows, columns = np.indices((N_PX, N_PX))
+    return np.exp(-((rows - 60) ** 2 + (columns - 40) ** 2) / (2 * (2 * sharpness_px) ** 2))
+
+
+@pytest.mark.parametrize("fidelity", [0.9, 0.98, 0.99, 0.999])
+@pytest.mark.parametrize("width_px", [6, 12])
+def test_the_fidelity_that_is_asked_for_is_reached_by_few_places(fidelity, width_px):
+    map_NSHW = np.stack([[blobs(width_px=width_px, seed=n), 0.3 * blobs(width_px=4, seed=n + 9)] for n in range(2)])
+    known = Known(map_NSHW, (3, 9))
+    found_NSHW, r_N = known.found(fidelity)
+    assert (r_N >= fidelity - 0.002).all()
+    assert len(known.asked) < 0.5 * found_NSHW[0].size
+
+
+def test_places_are_where_the_map_is_rough():
+    rough_HW = an_object() * (1 + 0.5 * blobs(width_px=2.5))
+    known = Known(rough_HW[None, None], (3,))
+    _, r_N = known.found(0.995)
+    assert r_N[0] > 0.99
+    place_P2 = np.array(known.asked)[:, 1:]
+    is_near_P = np.hypot(place_P2[:, 0] - 60, place_P2[:, 1] - 40) < 40
+    near_share = np.pi * 40**2 / N_PX**2
+    assert is_near_P.mean() > 1.4 * near_share
+
+
+def test_scales_that_add_nothing_get_the_first_grid_only():
+    known = Known(np.stack([an_object(), 1e-3 * blobs(width_px=3)])[None], (65, 3))
+    known.found(0.99)
+    assert sum(scale_px == 3 for scale_px, _, _ in known.asked) == 49
+    assert sum(scale_px == 65 for scale_px, _, _ in known.asked) > 49
+
+
+@pytest.mark.parametrize("is_smooth", [False, True])
+def test_stripes_of_strides_are_not_evaluated_pixel_by_pixel(is_smooth, monkeypatch):
+    rows, columns = np.indices((N_PX, N_PX))
+    stripes_HW = 0.0 if is_smooth else 0.15 * (rows % 2) - 0.1 * (columns % 4 == 1)
+    map_11HW = (an_object() * (1 + stripes_HW))[None, None]
+    known = Known(map_11HW, (3,))
+    found_NSHW, r_N = known.found(0.998)
+    monkeypatch.setattr(module, "_PLACES_EACH", np.inf)
+    plain = Known(map_11HW, (3,))
+    plain_NSHW, plain_r_N = plain.found(0.998)
+    if is_smooth:
+        assert len(known.asked) < 1.1 * len(plain.asked)
+        np.testing.assert_allclose(found_NSHW, plain_NSHW, atol=0.02)
+        return
+    assert r_N[0] > 0.998
+    assert len(plain.asked) > 3 * len(known.asked) or plain_r_N[0] < 0.99
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 3), (5, 5), (8, 8), (9, 9), (13, 13), (16, 20)])
+def test_every_pixel_in_the_end(shape):
+    map_NSHW = np.random.default_rng(0).normal(size=(2, 2, *shape))
+    known = Known(map_NSHW, (1, 3))
+    found_NSHW, _ = (
+        known.found(1 - 1e-12)
+        if min(shape) > 1
+        else (interpolated(known.drop, shape, (1, 3), 0.99, lambda maps: np.ones(maps.shape[:2])), None)
+    )
+    np.testing.assert_allclose(found_NSHW, map_NSHW, atol=1e-5)
+    assert len(known.asked) == 2 * shape[0] * shape[1]
+
+
+def test_a_flat_map_needs_no_more_than_the_first_grids():
+    known = Known(np.full((1, 2, 40, 40), 0.5), (3, 5))
+    found_NSHW = interpolated(known.drop, (40, 40), (3, 5), 0.99, lambda maps: np.ones(maps.shape[:2]))
+    np.testing.assert_allclose(found_NSHW, 0.5, atol=1e-6)
+    assert len(known.asked) == 2 * 49
+
+
+def test_what_is_given_for_one_segment_does_not_depend_on_a_copy_of_it():
+    map_HW = an_object() * (1 + 0.3 * blobs(width_px=3))
+    once, twice = Known(map_HW[None, None], (3,)), Known(np.stack([map_HW, map_HW])[:, None], (3,))
+    one_NSHW, _ = once.found(0.99)
+    two_NSHW, _ = twice.found(0.99)
+    assert once.asked == twice.asked
+    np.testing.assert_allclose(two_NSHW, np.repeat(one_NSHW, 2, axis=0), atol=1e-5)
