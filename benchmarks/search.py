@@ -270,12 +270,12 @@ def gp(seed: int) -> BaseSampler:
     return GPSampler(seed=seed)
 
 
-def asha(first: int = DEFAULTS.min_passes, keep_one_in: int = DEFAULTS.keep_one_in, brackets: int = 1) -> Any:
+def asha(first: int | None = None, keep_one_in: int = DEFAULTS.keep_one_in, brackets: int = 1) -> Any:
     """Return what makes the scheduler of a sweep."""
     return lambda n_passes: ASHAScheduler(
         time_attr="pass",
         max_t=n_passes + 1,
-        grace_period=first,
+        grace_period=first or DEFAULTS.first_stop(n_passes),
         reduction_factor=keep_one_in,
         brackets=brackets,
         **RULE,
@@ -287,7 +287,7 @@ def hyperband(n_passes: int) -> Any:
 
 
 def median_stopping(_: int) -> Any:
-    return MedianStoppingRule(time_attr="pass", grace_period=DEFAULTS.min_passes, **RULE)
+    return MedianStoppingRule(time_attr="pass", grace_period=3, **RULE)
 
 
 PEER = Method(name="random search, full trainings", sampler=lambda seed: RandomSampler(seed=seed), has_points=False)
@@ -303,7 +303,7 @@ RIVALS = [
 SETTINGS = [
     *(
         Method(name=f"default, min_passes {first}, keep_one_in {keep}", sampler=tpe(), scheduler=asha(first, keep))
-        for first, keep in ((1, 3), (2, 3), (5, 3), (9, 3), (1, 2), (3, 2), (1, 4), (3, 4))
+        for first, keep in ((1, 3), (2, 3), (3, 3), (5, 3), (1, 2), (3, 2), (1, 4), (3, 4))
     ),
     Method(name="default, 3 brackets", sampler=tpe(), scheduler=asha(1, 3, 3)),
     Method(name="default, one parameter at a time", sampler=tpe(multivariate=False, group=False), scheduler=asha()),

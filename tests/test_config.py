@@ -150,6 +150,14 @@ def test_a_sweep_needs_at_least_one_trial():
         SweepConfig(trials=0)
 
 
+def test_trials_have_a_third_of_their_passes_before_they_can_be_stopped():
+    assert [SweepConfig().first_stop(passes) for passes in (1, 2, 3, 12, 27, 100)] == [1, 1, 1, 4, 9, 34]
+    assert SweepConfig(min_passes=5).first_stop(27) == 5
+    assert SweepConfig(min_passes=5).first_stop(2) == 2
+    with pytest.raises(InputError, match="min_passes is 0; expected at least 1"):
+        SweepConfig(min_passes=0)
+
+
 @pytest.mark.parametrize("name", ["memory_gb_per_trial", "trial_hours", "stall_minutes"])
 def test_a_limit_of_a_trial_is_above_zero_or_none(name):
     nothing: dict[str, Any] = {name: 0.0}

@@ -506,8 +506,8 @@ class SweepConfig:
     """Configurations to try, >= 1."""
     search_seed: int = 0
     """Seed of the searcher. With several trials at a time their order of completion matters too."""
-    min_passes: int = 3
-    """Passes every trial gets before it can be stopped, >= 1."""
+    min_passes: int | None = None
+    """Passes every trial gets before it can be stopped, >= 1; by default a third of them (`first_stop`)."""
     keep_one_in: int = 3
     """At each rung the best 1/keep_one_in of the trials go on, >= 2."""
     max_concurrent: int | None = None
@@ -540,7 +540,6 @@ class SweepConfig:
     def __post_init__(self) -> None:
         floors = {
             "trials": 1,
-            "min_passes": 1,
             "keep_one_in": 2,
             "workers_per_trial": 1,
             "together": 1,
@@ -548,7 +547,9 @@ class SweepConfig:
         }
         for name, floor in floors.items():
             require(getattr(self, name) >= floor, name, getattr(self, name), f"at least {floor}")
-        require((self.max_concurrent or 1) >= 1, "max_concurrent", self.max_concurrent, "at least 1")
+        for name in ("min_passes", "max_concurrent"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "at least 1")
         for name in ("memory_gb_per_trial", "trial_hours", "stall_minutes"):
             require((1 if (value := getattr(self, name)) is None else value) > 0, name, value, "above 0")
         if self.together > 1 and self.workers_per_trial > 1:
@@ -563,6 +564,14 @@ class SweepConfig:
                         "memory_gb_per_trial is reserved for trials with one process each; with "
                         f"{name} {count} leave it out"
                     )
+
+    def first_stop(self, max_passes: int) -> int:
+        """Return the pass after which trials of so many are held against each other for the first time.
+
+        After a third, searches return the best of a grid more often than after a ninth, by as much training
+        (`benchmarks/search_cpu_202611.md`).
+        """
+        return min(self.min_passes or -(-max_passes // 3), max_passes)
 
 
 PLACES: dict[Place, tuple[int, float, float]] = {

@@ -235,7 +235,7 @@ def _new_tuner(
         scheduler = ASHAScheduler(
             time_attr="pass",
             max_t=base.train.max_passes + 1,  # a trial that gets that far ends by itself, and says so
-            grace_period=min(sweep.min_passes, base.train.max_passes),
+            grace_period=sweep.first_stop(base.train.max_passes),
             reduction_factor=sweep.keep_one_in,
             **rule,
         )

@@ -311,7 +311,7 @@ def test_coarse_does_less_than_fast_and_agrees_less():
     """On a map as smooth as those of trained networks: a random one has edges wherever its pools and strides have."""
     model, image_3HW, eeg_NCT = made("small", 64), picture(64), segments(1)
     fast, coarse = (
-        saliency_map(model, eeg_NCT, image_3HW, scales_px=(33, 65), engine=engine) for engine in ("fast", "coarse")
+        saliency_map(model, eeg_NCT, image_3HW, scales_px=[65], engine=engine) for engine in ("fast", "coarse")
     )
     assert fast.agreement is not None
     assert coarse.agreement is not None

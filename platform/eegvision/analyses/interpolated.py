@@ -24,14 +24,16 @@ _Field = Callable[[tuple[np.ndarray, np.ndarray]], np.ndarray]
 # Steps of the coarsest grid, which is refined everywhere: 7 x 7 places, 37 px apart in a picture of 224.
 _FIRST_STEPS = 3
 
-# How many lines of the grid around a cell tell of its error, and how many places the mean of the grid counts as there.
+# How far around a cell added places tell of its error, in lines, and how many of the mean of the grid count with them:
+# more evaluate what is flat, fewer miss what begins between the places. 0.1 to 3 differ little on a trained ResNet-18.
 _REACH = 3
 _PRIOR_PLACES = 0.5
 
-# Networks that halve the picture twice at once see squares at every fourth pixel alike.
+# Networks halve the picture twice in their first layers. 2 leaves a little more to evaluate, 8 fits worse.
 _PERIOD_PX = 4
-_SMOOTHED_PX = 4.0
-# Coarser grids than this miss more than stripes; of each coefficient there are to be so many places.
+_SMOOTHED_PX = 4.0  # takes the stripes out of the maps that say how strong stripes are
+# Coarser grids miss more than stripes; of each coefficient there are to be some places; and what is left out is to be
+# predicted so much better with stripes, or maps without get some.
 _STRIPES_FROM_PX = 12
 _PLACES_EACH = 6
 _LEFT_OUT_SHARE = 0.9
@@ -231,8 +233,9 @@ class _Pyramid:
             stripes(y, x) = Σ_s A_s(y, x) (α_s,y mod 4 + β_s,x mod 4)
 
         A square that begins at a stride of the network removes more than one that begins behind it, as if it were
-        larger; how much that matters is a smooth field, which the maps A_s of neighbouring sizes span. Without stripes
-        they pass for roughness of the map, which would have to be evaluated pixel by pixel.
+        larger; how much that matters is a smooth field, which the maps A_s of neighbouring sizes span. Of what
+        smoothing takes from maps of a trained ResNet-18 this is 0.5 to 0.7, of a DenseNet-161 half. Left alone they
+        pass for roughness, to be evaluated pixel by pixel: over 10,000 squares instead of 1,600 for r .99.
         """
         fine = [grid for grid in self._grids[1:] if np.diff(grid.lines[0]).max(initial=0) <= _STRIPES_FROM_PX]
         feature_FHW = _stripe_features(near_NSHW)
