@@ -154,6 +154,17 @@ def test_passes_made_while_no_driver_listened_are_logged_from_the_checkpoint(fol
     assert history.check(folder) == []
 
 
+@pytest.mark.parametrize(("n_passes", "status"), [(99, "stopped early"), (100, "finished")])
+def test_a_trial_that_made_all_its_passes_was_not_stopped_early(n_passes, status, folder, begin):
+    """Tune's scheduler holds trials against each other after their last pass too."""
+    live = begin()
+    live.started("aaaa", {"optim.lr": 0.01})
+    live.reported("aaaa", store(folder, "aaaa", [0.5] * n_passes))
+    live.ended("aaaa")
+    assert read_trial(folder / "trials" / "aaaa", RunConfig()).status == status
+    assert history.check(folder) == []
+
+
 def test_a_lost_attempt_is_told_and_only_the_last_one_ends_the_trial(folder, begin, said):
     live = begin()
     live.started("aaaa", {"optim.lr": 0.01})

@@ -257,7 +257,10 @@ class Watching:
         own, book = self.folder / "trials" / trial_id, self._books[trial_id]
         book.running_since = None
         if not (own / "end.json").exists():  # it did not get to say so itself
-            status: Status = "out of time" if book.is_out_of_time else "stopped early"
+            # After its last pass too it is held against others; then nothing is taken from it.
+            config = self.base.with_overrides(book.suggested)
+            has_all = len(trials.history_of(own)) >= config.train.max_passes
+            status: Status = "out of time" if book.is_out_of_time else "finished" if has_all else "stopped early"
             limit = f"it trained for {book.seconds / 3600:.2g} h (--trial-hours)" if book.is_out_of_time else ""
             trials.write_end(own, status, limit)
         self._ended[trial_id] = trials.end_of(own)
