@@ -267,13 +267,13 @@ def test_fast_reports_the_agreement_it_has(normalise_scales):
     model, image_3HW, eeg_NCT = made("small", 64), picture(64), segments(2)
     settings: Any = {"scales_px": (3, 9, 33), "normalise_scales": normalise_scales}
     exact = saliency_map(model, eeg_NCT, image_3HW, **settings)
-    fast = saliency_map(model, eeg_NCT, image_3HW, engine=Fast(fidelity=0.9), n_held_out=100, **settings)
-    assert fast.n_evaluations < 0.3 * exact.n_evaluations
+    fast = saliency_map(model, eeg_NCT, image_3HW, engine=Fast(fidelity=0.8), n_held_out=100, **settings)
+    assert fast.n_evaluations < 0.25 * exact.n_evaluations
     assert fast.agreement is not None
     assert fast.agreement.n == 100
     for n in range(2):
         r = np.corrcoef(fast.map_NHW[n].ravel(), exact.map_NHW[n].ravel())[0, 1]
-        assert r > 0.89
+        assert r > 0.75
         assert fast.agreement.low_N[n] < r < fast.agreement.high_N[n]
     if not normalise_scales:
         error_NHW = fast.drop_NSHW.sum(axis=1) - exact.drop_NSHW.sum(axis=1)
@@ -308,16 +308,20 @@ def test_fast_goes_on_to_every_pixel_where_nothing_less_will_do():
 
 
 def test_coarse_does_less_than_fast_and_agrees_less():
-    """On a map as smooth as those of trained networks: a random one has edges wherever its pools and strides have."""
+    """On a map as smooth as those of trained networks: a random one has edges wherever its pools and strides have.
+
+    A quarter of the pixels are held out: 64 cannot tell errors of which one is 0.8 of the other.
+    """
     model, image_3HW, eeg_NCT = made("small", 64), picture(64), segments(1)
     fast, coarse = (
-        saliency_map(model, eeg_NCT, image_3HW, scales_px=[65], engine=engine) for engine in ("fast", "coarse")
+        saliency_map(model, eeg_NCT, image_3HW, scales_px=(33, 65), engine=engine, n_held_out=1024)
+        for engine in ("fast", "coarse")
     )
     assert fast.agreement is not None
     assert coarse.agreement is not None
     assert coarse.n_evaluations < fast.n_evaluations
-    assert coarse.agreement.rmse_N[0] > fast.agreement.rmse_N[0]
-    assert coarse.agreement.r_N[0] > 0.95
+    assert coarse.agreement.rmse_N[0] > 1.1 * fast.agreement.rmse_N[0]
+    assert coarse.agreement.r_N[0] > 0.98
 
 
 @pytest.mark.parametrize(("encoder", "frozen"), [("small", False), ("resnet18", True)])

@@ -18,16 +18,14 @@ from eegvision.vocab import InputError
 
 Drop = Callable[[np.ndarray, int, int], np.ndarray]
 """From places [P, 2] (row, column), the side of the square and the usual distance of places to S_σ [N, P]."""
-_Field = Callable[[tuple[np.ndarray, np.ndarray]], np.ndarray]
-"""From rows and columns to values at their crossings, [X, R, C]."""
 
 # Steps of the coarsest grid, which is refined everywhere: 7 x 7 places, 37 px apart in a picture of 224.
 _FIRST_STEPS = 3
 
-# How far around a cell added places tell of its error, in lines, and how many of the mean of the grid count with them:
-# more evaluate what is flat, fewer miss what begins between the places. 0.1 to 3 differ little on a trained ResNet-18.
+# How far around a cell added places tell of its error, in lines; and at least and at most how many places of the mean
+# of the grid count with them.
 _REACH = 3
-_PRIOR_PLACES = 0.5
+_PRIOR_PLACES = (0.25, 30.0)
 
 # Networks halve the picture twice in their first layers. 2 leaves a little more to evaluate, 8 fits worse.
 _PERIOD_PX = 4
@@ -129,13 +127,16 @@ class _Grid:
     Attributes:
         lines: rows and columns.
         exact_NRC: S_σ at the crossings that were evaluated on this grid, `is_added_RC`.
-        off_NRC: squared difference there from the spline through the coarser grid, stripes apart; 0 elsewhere.
+        off_NRC: squared difference there from the spline through the coarser grid, with the stripes that would be
+            found without the place; 0 elsewhere.
+        leverage_RC: share of the stripes at each such place that the place itself has decided.
         is_leaf_rc: cells that belong to this grid: not refined, but the coarser cell was.
     """
 
     lines: tuple[np.ndarray, np.ndarray]
     exact_NRC: np.ndarray
     off_NRC: np.ndarray
+    leverage_RC: np.ndarray
     is_added_RC: np.ndarray
     is_leaf_rc: np.ndarray
 
@@ -146,15 +147,25 @@ class _Grid:
             lines=lines,
             exact_NRC=np.zeros((n_segments, n_rows, n_columns)),
             off_NRC=np.zeros((n_segments, n_rows, n_columns)),
+            leverage_RC=np.zeros((n_rows, n_columns)),
             is_added_RC=np.zeros((n_rows, n_columns), dtype=bool),
             is_leaf_rc=np.zeros((n_rows - 1, n_columns - 1), dtype=bool),
         )
 
     def off_Nrc(self) -> np.ndarray:
-        """Return the mean of `off_NRC` over places added around each cell, drawn to the mean of the grid where few."""
+        """Return the mean of `off_NRC` over places added around each cell, drawn to the mean of the grid where few.
+
+        How far it is drawn is what the places say of how unlike cells are: among equals, those that came out low by
+        chance would be left alone.
+        """
         mean_N11 = self.off_NRC.sum(axis=(1, 2), keepdims=True) / max(1, self.is_added_RC.sum())
-        n_around_rc = _around(self.is_added_RC)
-        return (_around(self.off_NRC) + _PRIOR_PLACES * mean_N11) / (n_around_rc + _PRIOR_PLACES)
+        n_rc, sum_Nrc = _around(self.is_added_RC), _around(self.off_NRC / np.where(mean_N11 > 0, mean_N11, 1))
+        local_Nrc, is_known_rc = sum_Nrc / np.maximum(n_rc, 1), n_rc >= 1
+        # Squares of one variance have twice its square as their own.
+        chance_Nrc = 2 * local_Nrc**2 / (n_rc + 2)
+        unlike_N = (((local_Nrc - 1) ** 2 - chance_Nrc) * is_known_rc).sum(axis=(1, 2)) / max(1, is_known_rc.sum())
+        n_prior_N11 = (2 / np.maximum(unlike_N, 2 / _PRIOR_PLACES[1])).clip(_PRIOR_PLACES[0])[:, None, None]
+        return mean_N11 * (sum_Nrc + n_prior_N11) / (n_rc + n_prior_N11)
 
 
 class _Pyramid:
@@ -223,7 +234,7 @@ class _Pyramid:
             lambda level: self._grids[level].exact_NRC - self._stripes(self._grids[level].lines)
         )
         for grid, off_NX in zip(self._grids[1:], off, strict=True):
-            grid.off_NRC[:, grid.is_added_RC] = off_NX**2
+            grid.off_NRC[:, grid.is_added_RC] = (off_NX / (1 - grid.leverage_RC[grid.is_added_RC])) ** 2
         every = (np.arange(self.shape[0]), np.arange(self.shape[1]))
         return (_resampled(value_NRC, self._grids[-1].lines, every) + self._stripes(every)).astype(np.float32)
 
@@ -247,7 +258,11 @@ class _Pyramid:
         weight = [_trust(grid) for grid in fine]
         feature_LF = np.concatenate([(off * w).T for off, w in zip(off_F[first:], weight, strict=True)])
         wanted_LN = np.concatenate([(off * w).T for off, w in zip(off_N[first:], weight, strict=True)])
-        self._feature_FHW, self._coefficient_NF = feature_FHW, _ridge(feature_LF, wanted_LN).T
+        coefficient_FN, leverage_L = _ridge(feature_LF, wanted_LN)
+        self._feature_FHW, self._coefficient_NF = feature_FHW, coefficient_FN.T
+        ends = np.cumsum([grid.is_added_RC.sum() for grid in fine])
+        for grid, leverage_l in zip(fine, np.split(leverage_L, ends[:-1]), strict=True):
+            grid.leverage_RC[grid.is_added_RC] = leverage_l
 
     def _stripes(self, lines: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         return np.tensordot(self._coefficient_NF, _at(self._feature_FHW, lines), axes=1)
@@ -295,23 +310,30 @@ def _trust(grid: _Grid) -> np.ndarray:
     return 1 / np.sqrt(np.where(expected_L > 0, expected_L, 1))
 
 
-def _ridge(feature_LF: np.ndarray, wanted_LN: np.ndarray) -> np.ndarray:
-    """Return coefficients of ridge regression, [F, N], of the penalty that predicts best; 0 where none is better."""
+def _ridge(feature_LF: np.ndarray, wanted_LN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return coefficients of ridge regression, [F, N], of the penalty that predicts best, and each place's leverage.
+
+    Both are 0 where no penalty predicts better than nothing.
+    """
     n_places, n_features = feature_LF.shape
     fold_L = np.arange(n_places) % _N_FOLDS
     unit_FF = np.eye(n_features) * max((feature_LF**2).sum() / n_features, np.finfo(np.float64).tiny)
 
-    def fit(is_in_L: np.ndarray, ridge: float) -> np.ndarray:
+    def fit(is_in_L: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
         some_LF = feature_LF[is_in_L]
-        return np.linalg.solve(some_LF.T @ some_LF + ridge * unit_FF, some_LF.T @ wanted_LN[is_in_L])
+        inverse_FL = np.linalg.solve(some_LF.T @ some_LF + ridge * unit_FF, some_LF.T)
+        return inverse_FL @ wanted_LN[is_in_L], np.einsum("lf,fl->l", some_LF, inverse_FL)
 
-    best, coefficient_FN = _LEFT_OUT_SHARE * (wanted_LN**2).sum(), np.zeros((n_features, wanted_LN.shape[1]))
+    best = _LEFT_OUT_SHARE * (wanted_LN**2).sum()
+    found = np.zeros((n_features, wanted_LN.shape[1])), np.zeros(n_places)
     for ridge in _RIDGES:
-        left_out = [wanted_LN[fold_L == k] - feature_LF[fold_L == k] @ fit(fold_L != k, ridge) for k in range(_N_FOLDS)]
+        left_out = [
+            wanted_LN[fold_L == k] - feature_LF[fold_L == k] @ fit(fold_L != k, ridge)[0] for k in range(_N_FOLDS)
+        ]
         error = sum((part**2).sum() for part in left_out)
         if error < best:
-            best, coefficient_FN = error, fit(np.ones(n_places, dtype=bool), ridge)
-    return coefficient_FN
+            best, found = error, fit(np.ones(n_places, dtype=bool), ridge)
+    return found
 
 
 def _lines(n: int, steps: int) -> np.ndarray:
