@@ -262,6 +262,7 @@ def measured(
             engine_s = timed()
             after_s = captum_s()
             ratios[key].append((before_s + after_s) / 2 * n_all / engine_s)
+            print(f"{key}: {ratios[key][-1]:.3g} for one segment", flush=True)
             before_s = after_s
             spent_s.append(after_s)
     return ratios, 1e3 * statistics.median(spent_s)
