@@ -287,6 +287,7 @@ def hyperband(n_passes: int) -> Any:
 
 
 def median_stopping(_: int) -> Any:
+    """Ray's rule from pass 3 on, whatever the sweep's own first stop is: the median needs no full rung."""
     return MedianStoppingRule(time_attr="pass", grace_period=3, **RULE)
 
 
@@ -297,7 +298,7 @@ RIVALS = [
     Method(name="TPE, full trainings, points", sampler=tpe()),
     Method(name="random, ASHA", sampler=PEER.sampler, scheduler=asha(), has_points=False),
     Method(name="TPE, HyperBand, points", sampler=tpe(), scheduler=hyperband, is_limited=False),
-    Method(name="TPE, median stopping, points", sampler=tpe(), scheduler=median_stopping),
+    Method(name="TPE, median stopping from pass 3, points", sampler=tpe(), scheduler=median_stopping),
     Method(name="GP, ASHA, points", sampler=gp, scheduler=asha()),
 ]
 SETTINGS = [
