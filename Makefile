@@ -41,7 +41,7 @@ sweep: setup
 # Written bytecode is asked for: the tests start processes by the hundred, which compile our own modules otherwise.
 test: lint
 	@test ! -e platform/__init__.py || { echo "platform/__init__.py shadows the standard library's platform: remove it"; exit 1; }
-	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs --durations 12 --numprocesses 3 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs --durations 12 --numprocesses 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff format --check --quiet .
