@@ -260,7 +260,7 @@ class Assumed:
     """Validation, checkpoints, starting: of a training."""
     exact_gain: Range = (1, 2, 2)
     """Full passes over what the exact engine computes: 2.1 for DenseNet-161 and Inception v3 on a CPU."""
-    fast_evaluations: Range = (19_446, 19_446, 2_844)
+    fast_evaluations: Range = (12_389, 12_389, 2_168)
     """Of the engine `fast`, on networks trained for minutes: DenseNet-161, and ResNet-18 as the best."""
     efficiency: float = 0.95
     """Of 64 workers in the steady state; fanout.py had 0.96 to 0.97."""
