@@ -121,7 +121,8 @@ def test_a_lost_worker_costs_the_chunk_it_was_at(tmp_path, marks, alone):
     again = [(number, pids[0]) for number, pids in workers.items() if len(pids) > 1]
     assert {pid for _, pid in again} == lost.keys()
     for pid, number in lost.items():
-        assert number in (own := [one for one, first in again if first == pid])
+        own = [one for one, first in again if first == pid]
+        assert number in own
         assert len(own) <= 2
         assert all(workers[one][1] != pid for one in own), "another process did it"
     assert max(len(pids) for pids in workers.values()) <= 3
