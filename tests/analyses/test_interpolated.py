@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from eegvision.analyses import gaussian
 from eegvision.analyses import interpolated as module
 from eegvision.analyses.interpolated import interpolated
+from eegvision.vocab import InputError
 
 N_PX = 112
 
@@ -17,8 +19,7 @@ class Known:
         self.map_NSHW, self.scales_px = map_NSHW, scales_px
         self.asked: list[tuple[int, int, int]] = []
 
-    def drop(self, place_P2: np.ndarray, scale_px: int, spacing_px: int) -> np.ndarray:
-        assert spacing_px >= 1
+    def drop(self, place_P2: np.ndarray, scale_px: int) -> np.ndarray:
         self.asked += [(scale_px, int(row), int(column)) for row, column in place_P2]
         return self.map_NSHW[:, self.scales_px.index(scale_px), place_P2[:, 0], place_P2[:, 1]]
 
@@ -80,7 +81,8 @@ def test_stripes_of_strides_are_not_evaluated_pixel_by_pixel(is_smooth, monkeypa
     map_11HW = (an_object() * (1 + stripes_HW))[None, None]
     known = Known(map_11HW, (3,))
     found_NSHW, r_N = known.found(0.999)
-    monkeypatch.setattr(module, "_PLACES_EACH", np.inf)
+    monkeypatch.setattr(gaussian, "_PERIOD_PX", 2 * N_PX)  # none
+    monkeypatch.setattr(gaussian, "_EDGE_PX", ())
     plain = Known(map_11HW, (3,))
     plain_NSHW, plain_r_N = plain.found(0.999)
     if is_smooth:
@@ -89,22 +91,12 @@ def test_stripes_of_strides_are_not_evaluated_pixel_by_pixel(is_smooth, monkeypa
         return
     assert r_N[0] > 0.999
     assert plain_r_N[0] < r_N[0]
-    assert len(plain.asked) > 3 * len(known.asked)
-
-
-def test_places_tell_of_stripes_that_were_found_without_them(monkeypatch):
-    monkeypatch.setattr(module, "_RIDGES", (0.1,))
-    rng = np.random.default_rng(0)
-    feature_LF, true_FN = rng.normal(size=(30, 6)), rng.normal(size=(6, 2))
-    wanted_LN = feature_LF @ true_FN + rng.normal(size=(30, 2))
-    coefficient_FN, leverage_L = module._ridge(feature_LF, wanted_LN)
-    penalty_FF = 0.1 * (feature_LF**2).sum() / 6 * np.eye(6)
-    for place, (feature_F, wanted_N) in enumerate(zip(feature_LF, wanted_LN, strict=True)):
-        other_LF, other_LN = np.delete(feature_LF, place, axis=0), np.delete(wanted_LN, place, axis=0)
-        without_FN = np.linalg.solve(other_LF.T @ other_LF + penalty_FF, other_LF.T @ other_LN)
-        np.testing.assert_allclose(
-            (wanted_N - feature_F @ coefficient_FN) / (1 - leverage_L[place]), wanted_N - feature_F @ without_FN
-        )
+    assert len(known.asked) < 0.02 * N_PX**2
+    assert len(plain.asked) > 2 * len(known.asked)
+    as_good = Known(map_11HW, (3,))
+    _, as_good_r_N = as_good.found(0.9999)
+    assert as_good_r_N[0] == pytest.approx(r_N[0], abs=5e-5)
+    assert len(as_good.asked) > 3 * len(known.asked)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 3), (5, 5), (8, 8), (9, 9), (13, 13), (16, 20)])
@@ -134,3 +126,18 @@ def test_what_is_given_for_one_segment_does_not_depend_on_a_copy_of_it():
     two_NSHW, _ = twice.found(0.99)
     assert once.asked == twice.asked
     np.testing.assert_allclose(two_NSHW, np.repeat(one_NSHW, 2, axis=0), atol=1e-5)
+
+
+def test_what_does_not_fit_into_memory_is_not_asked_for(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_PLACES", 300)
+    known = Known(blobs(width_px=1)[None, None], (3,))
+    _, r_N = known.found(0.99)
+    assert len(known.asked) == 300
+    assert 0 < r_N[0] < 0.9
+
+
+def test_a_score_that_is_no_number_is_refused_with_the_place():
+    map_NSHW = np.ones((1, 2, 40, 40))
+    map_NSHW[0, 1, 39, 0] = np.nan
+    with pytest.raises(InputError, match="square of 5 px at row 39, column 0 is not finite; the weights"):
+        Known(map_NSHW, (3, 5)).found(0.99)

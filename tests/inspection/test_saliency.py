@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from eegvision import cluster, fanout, stream
+from eegvision.analyses import suppression
 from eegvision.analyses.suppression import SCALES_PX, saliency_map
 from eegvision.assess.embedding import open_store
 from eegvision.assess.selected import Selected
@@ -182,6 +183,7 @@ def test_neither_order_nor_interruption_change_any_file(monkeypatch):
 
 
 def test_figures_are_drawn_and_every_line_says_something(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(suppression, "_CHEAP_FLOP", 0)  # this network gets every pixel otherwise
     said: list[str] = []
     scene = scene_of()
     write_maps(tmp_path / "GBVS+", scene, lambda image_id: np.random.default_rng(len(image_id)).random((8, 8)))
@@ -197,6 +199,7 @@ def test_figures_are_drawn_and_every_line_says_something(alone, tmp_path, monkey
         "fitting a classifier",
         "neural-driven: maps agree with exact ones, r = ",
         "classifier-driven: maps agree",
+        "figure_3_scales: squares that add little to the sum are interpolated",
         "Table IV",
         "centre: a Gaussian about the centre",
         "one viewer: gaze of all viewers but one",
@@ -220,7 +223,8 @@ def test_figures_are_drawn_and_every_line_says_something(alone, tmp_path, monkey
     assert "GBVS+" not in (folder / "table_iv.txt").read_text()
 
 
-def test_the_seed_draws_the_pixels_that_fast_maps_are_held_against():
+def test_the_seed_draws_the_pixels_that_fast_maps_are_held_against(monkeypatch):
+    monkeypatch.setattr(suppression, "_CHEAP_FLOP", 0)  # this network gets every pixel otherwise
     bench = Bench(opened_run())
     image = int(bench.image_M[0])
     settings = replace(SMALL, engine="fast", fidelity=0.5)

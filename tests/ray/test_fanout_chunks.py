@@ -127,10 +127,11 @@ def test_a_lost_worker_costs_the_chunk_it_was_at(tmp_path, marks, alone):
         assert all(workers[one][1] != pid for one in own), "another process did it"
     assert max(len(pids) for pids in workers.values()) <= 3
     told = [line for line in lines if "was lost" in line]
-    killed = r"a worker was lost at chunk 'n0[456]', others go on \(The actor is dead because its worker"
-    broken = r"a worker was lost at chunk 'n0[89]', others go on \(AcceleratorError: CUDA error: an illegal"
-    for pattern in (killed, broken):
-        assert any(re.match(pattern, line) for line in told), told
+    for pid, number in lost.items():
+        own = "|".join(f"n{one:02}" for one, first in again if first == pid)
+        why = "The actor is dead because its worker" if number == 5 else "AcceleratorError: CUDA error: an illegal"
+        pattern = rf"a worker was lost at chunk '({own})', others go on \({why}"
+        assert any(re.match(pattern, line) for line in told), (pattern, told)
 
 
 def test_bad_chunks_are_set_aside_and_the_rest_is_done(tmp_path, marks, alone):

@@ -1,42 +1,56 @@
-"""Saliency maps from few exact values: grids for each size of square, made finer where the sum of maps needs it.
+"""Saliency maps from few exact values: a Gaussian process over all sizes of square, which says where to look next.
 
-Axes: N EEG segments, S scales, P places, H height, W width; R rows and C columns of a grid, r and c its cells;
-F features, L places of the finer grids.
+Axes: N EEG segments, S scales, H height, W width, R rows and C columns of a sample; P places that are known, each a
+(scale, row, column); Q pixels at which the error is judged, M places that might be evaluated, K of them that will.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from scipy.interpolate import make_interp_spline
-from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
+from eegvision.analyses.gaussian import TINY, Covariance, Posterior, fitted
 from eegvision.vocab import InputError
 
-Drop = Callable[[np.ndarray, int, int], np.ndarray]
-"""From places [P, 2] (row, column), the side of the square and the usual distance of places to S_σ [N, P]."""
+Drop = Callable[[np.ndarray, int], np.ndarray]
+"""From places [P, 2] (row, column) and the side of the square to S_σ [N, P]."""
 
-# Steps of the coarsest grid, which is refined everywhere: 7 x 7 places, 37 px apart in a picture of 224.
-_FIRST_STEPS = 3
+# Every scale begins with a grid, 45 px apart in a picture of 224, and some places near those of the grid, without which
+# nothing would tell how rough maps are.
+_FIRST_LINES = 6
+_N_NEAR, _NEAR_PX = 13, 3.0
 
-# How far around a cell added places tell of its error, in lines; and at least and at most how many places of the mean
-# of the grid count with them.
-_REACH = 3
-_PRIOR_PLACES = (0.25, 30.0)
+# Maps are rough where they are strong, and around: here, or at another size.
+_BLURS = ((6.0, 0.7), (24.0, 0.3))  # px and share of each
+_POWER = 0.7
+_SHARED = 0.5
+_LEAST_STRENGTH = 0.03
 
-# Networks halve the picture twice in their first layers. 2 leaves a little more to evaluate, 8 fits ResNet-18 worse.
-_PERIOD_PX = 4
-_SMOOTHED_PX = 4.0  # takes the stripes out of the maps that say how strong stripes are
-# Coarser grids miss more than stripes; of each coefficient there are to be some places; and what is left out is to be
-# predicted so much better with stripes, or maps without get some.
-_STRIPES_FROM_PX = 12
-_PLACES_EACH = 6
-_LEFT_OUT_SHARE = 0.9
-_RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-_N_FOLDS = 5
+# What a covariance leaves open is more than it says where few places decide on it: up to twice as much for 400, hardly
+# more for 2,000 (trained ResNet-18, AlexNet, DenseNet-161). And before so many it may find enough by chance.
+_CAUTION_PLACES = 200
+_SETTLED_PLACES = 1000
+_PRIOR_PLACES = 10  # count as predicted with the error expected, beside those of the last round
+
+_SAMPLE_LINES = 24  # rows and columns at which maps are looked at before they are final
+# At least and at most; and judged over places known, candidates over places wanted.
+_N_JUDGED, _JUDGED_EACH = (200, 500), 0.5
+_N_CANDIDATES, _CANDIDATES_EACH = (400, 1200), 4
+_LEAST_OF_SCALE = 0.08  # of the candidates
+_ANYWHERE = 0.3  # of pixels judged and of candidates; the others where maps are strong
+
+# What a round adds: at least, at most, and over the places that are known.
+_ADDED, _LEAST_ADDED, _MOST_ADDED = (32, 49), 0.1, 0.6
+_WHOLE_SHARE = 0.6  # a scale of which so much is known is done at every pixel, since neighbours cost less
+_MOST_PLACES = 10_000  # their covariance takes 0.8 GB, twice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +58,7 @@ class Fast:
     """How far the fast engine goes.
 
     Attributes:
-        fidelity: correlation of the map with the exact one at which grids are fine enough by their own estimate, in
+        fidelity: correlation of the map with the exact one at which places are enough by their own estimate, in
             (0, 1). What was reached is in `Saliency.agreement`.
     """
 
@@ -55,322 +69,276 @@ class Fast:
             raise InputError(f"fidelity is {self.fidelity}; expected a correlation in (0, 1), such as 0.99")
 
 
+@torch.no_grad()
 def interpolated(
     drop: Drop,
     shape: tuple[int, int],
     scales_px: Sequence[int],
     fidelity: float,
     weights: Callable[[np.ndarray], np.ndarray],
+    device: torch.device | str = "cpu",
 ) -> np.ndarray:
-    """Return S_σ at every pixel, cubic splines through the values of `drop` on a grid for each scale, locally finer.
+    """Return S_σ at every pixel, the mean of a Gaussian process given the values of `drop` at some.
 
-        S_σ = spline + stripes,   r² = 1 - Σ_σ w_σ² Σ_cells a d² / var(Σ_σ w_σ S_σ)     enough in all segments
+        1 - r² = mean_p Var(Σ_σ w_σ S_σ(p) | values) / var_p Σ_σ w_σ S_σ(p)     enough in all segments
 
-    d² is by how much, squared, the places around a cell were off the spline before they were added, a the cell's share
-    of the picture: no evaluation is spent on deciding. What is refined next are the cells, of any scale, that promise
-    most for each evaluation. Stripes are what the strides of a network put on maps (`_Pyramid.fit_stripes`).
+    Its covariance is the one under which the values are most likely (`gaussian.fitted`). Places are chosen one by one,
+    each where a value takes most from the error of the sum of maps, so that all sizes compete, until half of it is
+    left; then they are evaluated, the covariance is fitted anew, and its errors are corrected by how far these values
+    were from what was predicted. Where few places decide, two rounds in a row have to find that it is enough; at 10,000
+    it ends in any case.
 
     Args:
         drop: exact values.
         shape: H and W.
         fidelity: r that is to be reached.
-        weights: from maps [N, S, H, W] to the weight of each in the sum, [N, S].
+        weights: from maps [N, S, R, C] to the weight of each in the sum, [N, S].
+        device: where matrices are computed, in float64; on the CPU if it has none, as Apple's GPUs.
     Returns:
         float32 [N, S, H, W].
+    Raises:
+        InputError: a value is not finite.
     """
-    pyramids = [_Pyramid(drop, shape, scale_px) for scale_px in scales_px]
-    while True:
-        drop_NSHW = np.stack([pyramid.map_NHW() for pyramid in pyramids], axis=1)
-        for scale, pyramid in enumerate(pyramids):
-            near = slice(max(0, scale - 1), scale + 2)
-            pyramid.fit_stripes(drop_NSHW[:, near])
-            drop_NSHW[:, scale] = pyramid.map_NHW()
-        weight_NS = weights(drop_NSHW)
-        total_NHW = np.einsum("nshw,ns->nhw", drop_NSHW, weight_NS, dtype=np.float64)
-        rounding_N = (np.finfo(np.float32).eps * np.abs(total_NHW).max(axis=(1, 2))) ** 2 + np.finfo(np.float32).tiny
-        share_NS = weight_NS**2 / np.maximum(total_NHW.var(axis=(1, 2)), rounding_N)[:, None]
-        parts = [
-            (scale, level, error_Nrc * share_NS[:, scale, None, None], n_missing_rc)
-            for scale, pyramid in enumerate(pyramids)
-            for level, error_Nrc, n_missing_rc in pyramid.errors()
-        ]
-        if sum((error_Nrc.sum(axis=(1, 2)) for _, _, error_Nrc, _ in parts), np.zeros(1)).max() <= 1 - fidelity**2:
-            return drop_NSHW
-        for scale, level, cell_rc in _worst(parts, 1 - fidelity**2):
-            pyramids[scale].refine(level, cell_rc)
+    device = torch.device(device if torch.device(device).type == "cuda" else "cpu")
+    known, rng = _Known(drop, shape, tuple(scales_px)), np.random.default_rng(0)
+    allowed, was_enough = 1 - fidelity**2, False
+    strength_SHW = np.ones((len(scales_px), *shape))
+    while known.at_P3.size:
+        posterior = known.posterior(strength_SHW, rng, device)
+        drop_NSRC = known.sample_NSRC(posterior)
+        strength_SHW = _strength(drop_NSRC, known)
+        if not known.n_rounds:
+            known.add(_near_the_known(known, strength_SHW, rng))
+            continue
+        design = _Design(posterior, known, _shares(drop_NSRC, weights), rng)
+        is_enough = design.error <= allowed
+        is_sure = was_enough or design.error == 0 or len(known.at_P3) >= _SETTLED_PLACES
+        if (is_enough and is_sure) or len(known.at_P3) >= _MOST_PLACES:
+            return known.maps_NSHW(posterior).astype(np.float32)
+        was_enough = is_enough
+        known.add(design.chosen(max(allowed, design.error / 2)))
+    return known.exact_NSHW.astype(np.float32)
 
 
-def _worst(
-    parts: list[tuple[int, int, np.ndarray, np.ndarray]], allowed: float
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield scale, level and cells whose refinement promises most, until half of the error or what is allowed is left.
-
-    Half, because what is learned from these cells decides on the others.
-    """
-    error_X = np.concatenate([error_Nrc.max(axis=0).ravel() for _, _, error_Nrc, _ in parts])
-    n_missing_X = np.concatenate([n_missing_rc.ravel() for *_, n_missing_rc in parts])
-    order_X = np.argsort(-error_X / np.maximum(n_missing_X, 1), kind="stable")
-    left_X = error_X.sum() - np.cumsum(error_X[order_X])
-    n_worst = 1 + np.searchsorted(-left_X, -max(error_X.sum() / 2, allowed))
-    is_worst_X = np.zeros(len(error_X), dtype=bool)
-    is_worst_X[order_X[:n_worst]] = True
-    ends = np.cumsum([n_missing_rc.size for *_, n_missing_rc in parts])
-    for (scale, level, _, n_missing_rc), is_worst_x in zip(parts, np.split(is_worst_X, ends[:-1]), strict=True):
-        if is_worst_x.any():
-            yield scale, level, is_worst_x.reshape(n_missing_rc.shape)
-
-
-@dataclass(kw_only=True, eq=False)
-class _Grid:
-    """Some rows and columns of a picture, the outermost among them.
+class _Known:
+    """The exact values so far.
 
     Attributes:
-        lines: rows and columns.
-        exact_NRC: S_σ at the crossings that were evaluated on this grid, `is_added_RC`.
-        off_NRC: squared difference there from the spline through the coarser grid, with the stripes that would be
-            found without the place; 0 elsewhere.
-        leverage_RC: share of the stripes at each such place that the place itself has decided.
-        is_leaf_rc: cells that belong to this grid: not refined, but the coarser cell was.
+        at_P3: scale, row and column of those in maps that are not whole, in the order of evaluation.
+        round_P: when each was evaluated.
+        n_rounds: how often places were added.
+        exact_NSHW: S_σ where it is known, `is_known_SHW`.
+        sample: rows and columns at which maps are looked at before they are final.
     """
 
-    lines: tuple[np.ndarray, np.ndarray]
-    exact_NRC: np.ndarray
-    off_NRC: np.ndarray
-    leverage_RC: np.ndarray
-    is_added_RC: np.ndarray
-    is_leaf_rc: np.ndarray
+    def __init__(self, drop: Drop, shape: tuple[int, int], scales_px: tuple[int, ...]) -> None:
+        self._drop, self.shape, self.scales_px = drop, shape, scales_px
+        self.n_rounds = 0
+        self.at_P3, self.round_P = np.zeros((0, 3), dtype=int), np.zeros(0, dtype=int)
+        self.is_known_SHW = np.zeros((len(scales_px), *shape), dtype=bool)
+        self.sample, self._first = ([_lines(n, most) for n in shape] for most in (_SAMPLE_LINES, _FIRST_LINES))
+        grid_P2 = np.stack(np.meshgrid(*self._first, indexing="ij"), axis=-1).reshape(-1, 2)
+        for scale in range(len(scales_px)):
+            self._evaluate(scale, grid_P2)
 
-    @staticmethod
-    def empty(lines: tuple[np.ndarray, np.ndarray], n_segments: int) -> _Grid:
-        n_rows, n_columns = (len(line) for line in lines)
-        return _Grid(
-            lines=lines,
-            exact_NRC=np.zeros((n_segments, n_rows, n_columns)),
-            off_NRC=np.zeros((n_segments, n_rows, n_columns)),
-            leverage_RC=np.zeros((n_rows, n_columns)),
-            is_added_RC=np.zeros((n_rows, n_columns), dtype=bool),
-            is_leaf_rc=np.zeros((n_rows - 1, n_columns - 1), dtype=bool),
-        )
+    def add(self, at_K3: np.ndarray) -> None:
+        """Evaluate S_σ there, and everywhere where little is missing."""
+        self.n_rounds += 1
+        for scale in np.unique(at_K3[:, 0]):
+            self._evaluate(scale, at_K3[at_K3[:, 0] == scale, 1:])
 
-    def off_Nrc(self) -> np.ndarray:
-        """Return the mean of `off_NRC` over places added around each cell, drawn to the mean of the grid where few.
+    def posterior(self, strength_SHW: np.ndarray, rng: np.random.Generator, device: torch.device) -> Posterior:
+        """Return the process given the values less the mean of the first grid."""
+        at_P3 = torch.as_tensor(self.at_P3, device=device)
+        value_NP = self.exact_NSHW[(slice(None), *self.at_P3.T)] - self._mean_NS()[:, self.at_P3[:, 0]]
+        value_PN = torch.as_tensor(value_NP.T, device=device)
+        covariance = fitted(at_P3, value_PN, torch.as_tensor(strength_SHW, device=device), rng)
+        return Posterior(covariance, at_P3, value_PN)
 
-        How far it is drawn is what the places say of how unlike cells are: among equals, those that came out low by
-        chance would be left alone. With a variance of 2 of each place by chance and of u between cells, both over the
-        mean squared, 2 / u places of the mean count with those of a cell.
-        """
-        mean_N11 = self.off_NRC.sum(axis=(1, 2), keepdims=True) / max(1, self.is_added_RC.sum())
-        n_rc, sum_Nrc = _around(self.is_added_RC), _around(self.off_NRC / np.where(mean_N11 > 0, mean_N11, 1))
-        local_Nrc, is_known_rc = sum_Nrc / np.maximum(n_rc, 1), n_rc >= 1
-        # Squares of one variance have twice its square as their own.
-        chance_Nrc = 2 * local_Nrc**2 / (n_rc + 2)
-        unlike_N = (((local_Nrc - 1) ** 2 - chance_Nrc) * is_known_rc).sum(axis=(1, 2)) / max(1, is_known_rc.sum())
-        n_prior_N11 = (2 / np.maximum(unlike_N, 2 / _PRIOR_PLACES[1])).clip(_PRIOR_PLACES[0])[:, None, None]
-        return mean_N11 * (sum_Nrc + n_prior_N11) / (n_rc + n_prior_N11)
+    def sample_NSRC(self, posterior: Posterior) -> np.ndarray:
+        """Return maps at some rows and columns."""
+        every = np.arange(len(self.scales_px))
+        at_SRC3 = np.stack(np.meshgrid(every, *self.sample, indexing="ij"), axis=-1)
+        mean_NX = posterior.mean_at(torch.as_tensor(at_SRC3.reshape(-1, 3), device=posterior.at_P3.device))
+        return self._with_exact(mean_NX.cpu().numpy().reshape(-1, *at_SRC3.shape[:3]), np.ix_(*self.sample))
 
+    def maps_NSHW(self, posterior: Posterior) -> np.ndarray:
+        """Return maps at every pixel."""
+        return self._with_exact(posterior.maps_NSHW().cpu().numpy(), (slice(None), slice(None)))
 
-class _Pyramid:
-    """Grids of one size of square, each with twice as many lines as the one before, as far as they are needed."""
+    def _with_exact(self, mean_NSRC: np.ndarray, cut: tuple[Any, ...]) -> np.ndarray:
+        exact_NSRC, is_known_SRC = self.exact_NSHW[:, :, *cut], self.is_known_SHW[:, *cut]
+        return np.where(is_known_SRC, exact_NSRC, mean_NSRC + self._mean_NS()[:, :, None, None])
 
-    def __init__(self, drop: Drop, shape: tuple[int, int], scale_px: int) -> None:
-        self._drop, self.shape, self._scale_px = drop, shape, scale_px
-        lines = self._lines(0)
-        place_P2 = np.stack(np.meshgrid(*lines, indexing="ij"), axis=-1).reshape(-1, 2)
-        value_NP = drop(place_P2, scale_px, max(1, max(shape) // _FIRST_STEPS))
-        first = _Grid.empty(lines, len(value_NP))
-        first.exact_NRC[:] = value_NP.reshape(first.exact_NRC.shape)
-        first.is_leaf_rc[:] = True
-        first.is_added_RC[:] = True
-        self._grids = [first]
-        self._feature_FHW, self._coefficient_NF = np.zeros((0, *shape)), np.zeros((len(value_NP), 0))
-        self.refine(0, first.is_leaf_rc.copy())
+    def _mean_NS(self) -> np.ndarray:
+        return self.exact_NSHW[:, :, *np.ix_(*self._first)].mean(axis=(2, 3))
 
-    def errors(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yield of each grid with leaves its level, the squared error expected of them, and how many places they lack.
-
-        The error is the mean over the cell times the cell's share of the picture, [N, r, c].
-        """
-        height, width = self.shape
-        for level, grid in enumerate(self._grids):
-            if not grid.is_leaf_rc.any():
-                continue
-            n_rows, n_columns = (np.diff(line) for line in grid.lines)
-            area_rc = np.outer(n_rows, n_columns) / max(1, (height - 1) * (width - 1))
-            steps_r, steps_c = (
-                np.diff(np.searchsorted(finer, line))
-                for line, finer in zip(grid.lines, self._lines(level + 1), strict=True)
+    def _evaluate(self, scale: int, place_P2: np.ndarray) -> None:
+        is_known_HW = self.is_known_SHW[scale]
+        if is_known_HW.sum() + len(place_P2) > _WHOLE_SHARE * is_known_HW.size:
+            place_P2 = np.argwhere(~is_known_HW)
+        value_NP = self._drop(place_P2, self.scales_px[scale])
+        if not np.isfinite(value_NP).all():
+            row, column = place_P2[np.argwhere(~np.isfinite(value_NP))[0, 1]]
+            raise InputError(
+                f"the score without the square of {self.scales_px[scale]} px at row {row}, column {column} is not "
+                "finite; the weights of the model are broken, or overflow in this arithmetic"
             )
-            n_missing_rc = np.outer(steps_r + 1, steps_c + 1) - 4
-            is_open_rc = grid.is_leaf_rc & (n_missing_rc > 0)
-            yield level, grid.off_Nrc() * area_rc * is_open_rc, n_missing_rc
-
-    def refine(self, level: int, cell_rc: np.ndarray) -> None:
-        """Evaluate the places that the next grid has within these cells."""
-        grid, lines = self._grids[level], self._lines(level + 1)
-        if level + 1 == len(self._grids):
-            self._grids.append(_Grid.empty(lines, len(grid.exact_NRC)))
-        finer = self._grids[level + 1]
-        old_R, old_C = (np.searchsorted(new, old) for new, old in zip(lines, grid.lines, strict=True))
-        # Of every cell of the finer grid that of the coarser one around it.
-        parent_r, parent_c = (
-            np.searchsorted(old, np.arange(len(new) - 1), side="right") - 1
-            for new, old in zip(lines, (old_R, old_C), strict=True)
-        )
-        part_rc = cell_rc[np.ix_(parent_r, parent_c)]
-        finer.is_leaf_rc |= part_rc
-        grid.is_leaf_rc &= ~cell_rc
-        is_new_RC = _corners(part_rc) & ~finer.is_added_RC
-        is_new_RC[np.ix_(old_R, old_C)] = False
-        if not is_new_RC.any():
-            return
-        rows, columns = np.nonzero(is_new_RC)
-        spacing_px = max(1, round(max(n / len(line) for n, line in zip(self.shape, lines, strict=True))))
-        place_P2 = np.stack([lines[0][rows], lines[1][columns]], axis=1)
-        finer.exact_NRC[:, is_new_RC] = self._drop(place_P2, self._scale_px, spacing_px)
-        finer.is_added_RC |= is_new_RC
-
-    def map_NHW(self) -> np.ndarray:
-        """Return the spline through the finest grid, and stripes, at every pixel, float32; note how far it was off."""
-        off, value_NRC = self._through(
-            lambda level: self._grids[level].exact_NRC - self._stripes(self._grids[level].lines)
-        )
-        for grid, off_NX in zip(self._grids[1:], off, strict=True):
-            grid.off_NRC[:, grid.is_added_RC] = (off_NX / (1 - grid.leverage_RC[grid.is_added_RC])) ** 2
-        every = (np.arange(self.shape[0]), np.arange(self.shape[1]))
-        return (_resampled(value_NRC, self._grids[-1].lines, every) + self._stripes(every)).astype(np.float32)
-
-    def fit_stripes(self, near_NSHW: np.ndarray) -> None:
-        """Find what the strides of a network put on the map, by what the splines are off.
-
-            stripes(y, x) = Σ_s A_s(y, x) (α_s,y mod 4 + β_s,x mod 4)
-
-        A square that begins at a stride of the network removes more than one that begins behind it, as if it were
-        larger; how much that matters is a smooth field, which the maps A_s of neighbouring sizes span. Of what
-        smoothing takes from maps of a trained ResNet-18 this is 0.5 to 0.7, of a DenseNet-161 half. Left alone they
-        pass for roughness, to be evaluated pixel by pixel: over 10,000 squares instead of 1,800 for r .99.
-        """
-        fine = [grid for grid in self._grids[1:] if np.diff(grid.lines[0]).max(initial=0) <= _STRIPES_FROM_PX]
-        feature_FHW = _stripe_features(near_NSHW)
-        if sum(grid.is_added_RC.sum() for grid in fine) < _PLACES_EACH * len(feature_FHW):
-            return
-        off_F, _ = self._through(lambda level: _at(feature_FHW, self._grids[level].lines))
-        off_N, _ = self._through(lambda level: self._grids[level].exact_NRC)
-        first = len(off_N) - len(fine)
-        weight = [_trust(grid) for grid in fine]
-        feature_LF = np.concatenate([(off * w).T for off, w in zip(off_F[first:], weight, strict=True)])
-        wanted_LN = np.concatenate([(off * w).T for off, w in zip(off_N[first:], weight, strict=True)])
-        coefficient_FN, leverage_L = _ridge(feature_LF, wanted_LN)
-        self._feature_FHW, self._coefficient_NF = feature_FHW, coefficient_FN.T
-        ends = np.cumsum([grid.is_added_RC.sum() for grid in fine])
-        for grid, leverage_l in zip(fine, np.split(leverage_L, ends[:-1]), strict=True):
-            grid.leverage_RC[grid.is_added_RC] = leverage_l
-
-    def _stripes(self, lines: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return np.tensordot(self._coefficient_NF, _at(self._feature_FHW, lines), axes=1)
-
-    def _through(self, field: Callable[[int], np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return by how much splines through a field on each grid are off where the next has places, and the last's."""
-        value_XRC = field(0)
-        off = []
-        for level, (coarse, fine) in enumerate(itertools.pairwise(self._grids), start=1):
-            value_XRC = _resampled(value_XRC, coarse.lines, fine.lines)
-            wanted_XL = field(level)[:, fine.is_added_RC]
-            off.append(wanted_XL - value_XRC[:, fine.is_added_RC])
-            value_XRC[:, fine.is_added_RC] = wanted_XL
-        return off, value_XRC
-
-    def _lines(self, level: int) -> tuple[np.ndarray, np.ndarray]:
-        height, width = self.shape
-        return _lines(height, _FIRST_STEPS << level), _lines(width, _FIRST_STEPS << level)
+        if not self.is_known_SHW.any():
+            self.exact_NSHW = np.zeros((len(value_NP), *self.is_known_SHW.shape))
+        is_known_HW[tuple(place_P2.T)] = True
+        self.exact_NSHW[(slice(None), scale, *place_P2.T)] = value_NP
+        at_P3 = np.column_stack([np.full(len(place_P2), scale), place_P2])
+        self.at_P3 = np.concatenate([self.at_P3, at_P3])
+        self.round_P = np.concatenate([self.round_P, np.full(len(at_P3), self.n_rounds)])
+        if is_known_HW.all():
+            is_open_P = self.at_P3[:, 0] != scale
+            self.at_P3, self.round_P = self.at_P3[is_open_P], self.round_P[is_open_P]
 
 
-def _stripe_features(near_NSHW: np.ndarray) -> np.ndarray:
-    """Return what stripes are sums of: smooth maps, each at one of the phases of rows or of columns, [F, H, W]."""
-    height, width = near_NSHW.shape[2:]
-    phase = np.arange(_PERIOD_PX - 1)[:, None]
-    row_KH1 = ((np.arange(height) % _PERIOD_PX == phase) - 1 / _PERIOD_PX)[:, :, None]
-    column_K1W = ((np.arange(width) % _PERIOD_PX == phase) - 1 / _PERIOD_PX)[:, None, :]
-    features = []
-    for map_NHW in near_NSHW.swapaxes(0, 1).astype(np.float64):
-        # One map for all segments: the direction in which theirs are largest.
-        _, direction_NN = np.linalg.eigh(np.einsum("nhw,mhw->nm", map_NHW, map_NHW))
-        smooth_HW = gaussian_filter(np.einsum("n,nhw->hw", direction_NN[:, -1], map_NHW), _SMOOTHED_PX)
-        smooth_HW /= float((smooth_HW**2).mean() ** 0.5) or 1.0
-        features += [row_KH1 * smooth_HW, column_K1W * smooth_HW]
-    return np.concatenate(features)
+class _Design:
+    """What is left unknown of the sum of maps, and which places would tell most of it.
 
-
-def _trust(grid: _Grid) -> np.ndarray:
-    """Return the weight of each place added, one over how far splines are off around it in the mean over segments."""
-    off_1RC = grid.off_NRC.mean(axis=0)
-    here = [
-        np.minimum(index, n - 1) for index, n in zip(np.nonzero(grid.is_added_RC), grid.is_leaf_rc.shape, strict=True)
-    ]
-    around_L = (_around(off_1RC) / np.maximum(_around(grid.is_added_RC), 0.25))[here[0], here[1]]
-    expected_L = around_L + 0.05 * off_1RC.sum() / grid.is_added_RC.sum()
-    return 1 / np.sqrt(np.where(expected_L > 0, expected_L, 1))
-
-
-def _ridge(feature_LF: np.ndarray, wanted_LN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return coefficients of ridge regression, [F, N], of the penalty that predicts best, and each place's leverage.
-
-    Both are 0 where no penalty predicts better than nothing.
+    Attributes:
+        error: expected mean square error of the sum over its variance, of the segment where it is largest.
     """
-    n_places, n_features = feature_LF.shape
-    fold_L = np.arange(n_places) % _N_FOLDS
-    unit_FF = np.eye(n_features) * max((feature_LF**2).sum() / n_features, np.finfo(np.float64).tiny)
 
-    def fit(is_in_L: np.ndarray, ridge: float) -> tuple[np.ndarray, np.ndarray]:
-        some_LF = feature_LF[is_in_L]
-        inverse_FL = np.linalg.solve(some_LF.T @ some_LF + ridge * unit_FF, some_LF.T)
-        return inverse_FL @ wanted_LN[is_in_L], np.einsum("lf,fl->l", some_LF, inverse_FL)
-
-    best = _LEFT_OUT_SHARE * (wanted_LN**2).sum()
-    found = np.zeros((n_features, wanted_LN.shape[1])), np.zeros(n_places)
-    for ridge in _RIDGES:
-        left_out = [
-            wanted_LN[fold_L == k] - feature_LF[fold_L == k] @ fit(fold_L != k, ridge)[0] for k in range(_N_FOLDS)
+    def __init__(self, posterior: Posterior, known: _Known, share_NS: np.ndarray, rng: np.random.Generator) -> None:
+        covariance, device = posterior.covariance, posterior.at_P3.device
+        weight_NS = torch.as_tensor(share_NS, device=device) * _off(posterior, known).sqrt()
+        n_known = len(known.at_P3)
+        self._n_added = [
+            min(max(n, int(share * n_known)), _MOST_PLACES - n_known)
+            for n, share in zip(_ADDED, (_LEAST_ADDED, _MOST_ADDED), strict=True)
         ]
-        error = sum((part**2).sum() for part in left_out)
-        if error < best:
-            best, found = error, fit(np.ones(n_places, dtype=bool), ridge)
-    return found
+        judged_Q2, self._share_Q = _judged(covariance, int(np.clip(_JUDGED_EACH * n_known, *_N_JUDGED)), rng)
+        n_scales, n_judged = len(known.scales_px), len(judged_Q2)
+        scale_X = torch.arange(n_scales, device=device).repeat_interleave(n_judged)
+        at_X3 = torch.cat([scale_X[:, None], judged_Q2.repeat(n_scales, 1)], dim=1)  # X: scales times pixels
+        told_PSQ = posterior.told_by(at_X3).view(-1, n_scales, n_judged)
+        left_QSS = covariance.at_pixels(judged_Q2) - torch.einsum("psq,ptq->qst", told_PSQ, told_PSQ)
+        error_NQ = torch.einsum("ns,qst,nt->nq", weight_NS, left_QSS, weight_NS).clamp(min=0)
+        error_N = error_NQ @ self._share_Q
+        worst = int(error_N.argmax())
+        self.error, self._error_Q, weight_S = float(error_N[worst]), error_NQ[worst], weight_NS[worst]
+        part_S = torch.einsum("s,qss,q->s", weight_S**2, left_QSS, self._share_Q).clamp(min=0)
+        n_candidates = int(np.clip(_CANDIDATES_EACH * self._n_added[1], *_N_CANDIDATES))
+        self._at_M3 = _candidates(covariance, known, n_candidates, part_S.cpu().numpy(), rng)
+        at_M3 = torch.as_tensor(self._at_M3, device=device)
+        told_PM = posterior.told_by(at_M3)
+        across_SQM = covariance.between(at_X3, at_M3).view(n_scales, n_judged, -1)
+        self._across_QM = torch.einsum("s,sqm->qm", weight_S, across_SQM)
+        self._across_QM -= torch.einsum("s,psq->pq", weight_S, told_PSQ).T @ told_PM
+        self._left_MM = covariance.between(at_M3, at_M3) - told_PM.T @ told_PM
+        self._left_MM.diagonal().add_(covariance.jitter_S[at_M3[:, 0]])
+
+    def chosen(self, goal: float) -> np.ndarray:
+        """Return the places that take most from the error, one after the other, until it is as small as `goal`.
+
+        A value at m takes Σ_q share_q Cov(sum(q), m)² / Var(m) from it. What those that were chosen already tell is
+        taken from covariances only where they are needed.
+        """
+        n = len(self._at_M3)
+        least, most = (min(n, n_added) for n_added in self._n_added)
+        gain_M, left_M = self._share_Q @ self._across_QM**2, self._left_MM.diagonal().clone()
+        error_Q, is_free_M = self._error_Q.clone(), torch.ones_like(left_M, dtype=torch.bool)
+        told_KM, told_KQ = left_M.new_zeros(most, n), left_M.new_zeros(most, len(error_Q))
+        picked: list[int] = []
+        while len(picked) < most and (len(picked) < least or float(self._share_Q @ error_Q) > goal):
+            k, pick = len(picked), int(torch.where(is_free_M, gain_M / left_M.clamp(min=TINY), -1).argmax())
+            root = left_M[pick].clamp(min=TINY).sqrt()
+            told_M = (self._left_MM[pick] - told_KM[:k, pick] @ told_KM[:k]) / root
+            told_Q = (self._across_QM[:, pick] - told_KM[:k, pick] @ told_KQ[:k]) / root
+            share_Q = self._share_Q * told_Q
+            across_M = share_Q @ self._across_QM - (told_KQ[:k] @ share_Q) @ told_KM[:k]
+            gain_M = (gain_M + told_M * (told_M * (share_Q @ told_Q) - 2 * across_M)).clamp(min=0)
+            left_M, error_Q = (left_M - told_M**2).clamp(min=0), (error_Q - told_Q**2).clamp(min=0)
+            told_KM[k], told_KQ[k], is_free_M[pick] = told_M, told_Q, False
+            picked.append(pick)
+        return self._at_M3[picked]
 
 
-def _lines(n: int, steps: int) -> np.ndarray:
-    """Return steps + 1 of n lines, about equally far apart, with both ends; all of them where there are no more."""
-    return np.unique(np.linspace(0, n - 1, steps + 1).round().astype(int))
+def _off(posterior: Posterior, known: _Known) -> Tensor:
+    """Return the mean square error to be expected over what the covariance says, [N, S].
+
+    Values are held against what those before them said: all of them for how large the maps of a segment are, those of
+    the last round for how far off a scale is.
+    """
+    square_PN = posterior.white_PN.square()
+    size_N = square_PN.mean(dim=0)
+    off_P = (square_PN / size_N.clamp(min=TINY)).mean(dim=1).cpu().numpy()
+    is_last_P, n_scales = known.round_P == known.round_P.max(), len(known.scales_px)
+    scale_P = known.at_P3[is_last_P, 0]
+    sum_S, n_S = np.bincount(scale_P, off_P[is_last_P], n_scales), np.bincount(scale_P, minlength=n_scales)
+    off_S = torch.as_tensor((sum_S + _PRIOR_PLACES) / (n_S + _PRIOR_PLACES), device=size_N.device)
+    return (1 + _CAUTION_PLACES / len(square_PN)) * size_N[:, None] * off_S
 
 
-def _corners(cell_rc: np.ndarray) -> np.ndarray:
-    """Return which crossings of a grid are corners of these cells, [R, C]."""
-    corner_RC = np.zeros((cell_rc.shape[0] + 1, cell_rc.shape[1] + 1), dtype=bool)
-    for rows, columns in itertools.product((slice(None, -1), slice(1, None)), repeat=2):
-        corner_RC[rows, columns] |= cell_rc
-    return corner_RC
+def _strength(drop_NSRC: np.ndarray, known: _Known) -> np.ndarray:
+    """Return how strong maps are around each pixel, at most about 1 for each scale, [S, H, W]."""
+    power_SHW = (drop_NSRC**2).mean(axis=0)
+    for axis, (n, lines) in enumerate(zip(known.shape, known.sample, strict=True), start=1):
+        power_SHW = make_interp_spline(lines, power_SHW, k=min(1, len(lines) - 1), axis=axis)(np.arange(n))
+    power_SHW = np.sum([share * gaussian_filter(power_SHW, px, axes=(1, 2)) for px, share in _BLURS], axis=0)
+    most_S11 = power_SHW.max(axis=(1, 2), keepdims=True)
+    power_SHW = power_SHW / np.where(most_S11 > 0, most_S11, 1)
+    power_SHW = (1 - _SHARED) * power_SHW + _SHARED * power_SHW.mean(axis=0)
+    return np.sqrt(power_SHW**_POWER + _LEAST_STRENGTH**2)
 
 
-def _around(value_RC: np.ndarray) -> np.ndarray:
-    """Return the sum over the crossings near each cell of a grid, [..., r, c]."""
-    sum_RC = uniform_filter(value_RC.astype(np.float64), _REACH, mode="constant", axes=(-2, -1)) * _REACH**2
-    sum_RC = sum_RC.clip(0)  # running sums leave rounding behind
-    return (sum_RC[..., :-1, :-1] + sum_RC[..., 1:, :-1] + sum_RC[..., :-1, 1:] + sum_RC[..., 1:, 1:]) / 4
+def _shares(drop_NSRC: np.ndarray, weights: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Return the weight of each scale over the standard deviation of the sum of maps, [N, S]."""
+    weight_NS = weights(drop_NSRC)
+    total_NRC = np.einsum("nsrc,ns->nrc", drop_NSRC, weight_NS)
+    rounding_N = np.finfo(np.float32).eps * np.abs(total_NRC).max(axis=(1, 2)) + np.finfo(np.float32).tiny
+    return weight_NS / np.maximum(total_NRC.std(axis=(1, 2)), rounding_N)[:, None]
 
 
-def _resampled(
-    value_NRC: np.ndarray, lines: tuple[np.ndarray, np.ndarray], to: tuple[np.ndarray, np.ndarray]
+def _near_the_known(known: _Known, strength_SHW: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return places near those of the first grid, most where maps are strong, [K, 3]."""
+    found = [np.zeros((0, 3), dtype=int)]
+    for scale in np.unique(known.at_P3[:, 0]):
+        is_known_HW = known.is_known_SHW[scale]
+        near_HW = gaussian_filter(is_known_HW.astype(float), _NEAR_PX) * ~is_known_HW * strength_SHW[scale]
+        n = min(_N_NEAR, np.count_nonzero(near_HW))
+        index_K = rng.choice(near_HW.size, n, replace=False, p=near_HW.ravel() / near_HW.sum())
+        found.append(np.column_stack([np.full(n, scale), *np.unravel_index(index_K, known.shape)]))
+    return np.concatenate(found)
+
+
+def _judged(covariance: Covariance, n: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Return pixels at which the error is judged, most where maps are strong, and of which share of it each stands."""
+    strength_SHW, device = covariance.strength_SHW.cpu().numpy(), covariance.strength_SHW.device
+    size_S = covariance.local_SSHW[:, :, 0, 0].diagonal().cpu().numpy()
+    density_X = _density(np.einsum("s,shw->hw", size_S, strength_SHW**2).ravel())
+    n = min(n, math.ceil(len(density_X) / 2))
+    index_Q = rng.choice(len(density_X), n, replace=False, p=density_X)
+    share_Q = 1 / (1 - (1 - density_X[index_Q]) ** n)
+    place_Q2 = np.column_stack(np.unravel_index(index_Q, strength_SHW.shape[1:]))
+    return torch.as_tensor(place_Q2, device=device), torch.as_tensor(share_Q / share_Q.sum(), device=device)
+
+
+def _candidates(
+    covariance: Covariance, known: _Known, n_candidates: int, part_S: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the cubic spline through values on some rows and columns at others."""
-    row_HR, column_WC = (_spline(line, other) for line, other in zip(lines, to, strict=True))
-    return row_HR @ value_NRC @ column_WC.T
+    """Return places that are not known, most at scales with much of the error and where maps are strong, [M, 3]."""
+    is_open_S = ~known.is_known_SHW.all(axis=(1, 2))
+    share_S = np.maximum(part_S / (part_S.sum() or 1), _LEAST_OF_SCALE) * is_open_S
+    found = []
+    for scale in np.flatnonzero(is_open_S):
+        is_free_X = ~known.is_known_SHW[scale].ravel()
+        density_X = _density(covariance.strength_SHW[scale].cpu().numpy().ravel() ** 2) * is_free_X
+        n = min(math.ceil(n_candidates * share_S[scale] / share_S.sum()), int(is_free_X.sum()))
+        index_M = rng.choice(len(density_X), n, replace=False, p=density_X / density_X.sum())
+        found.append(np.column_stack([np.full(n, scale), *np.unravel_index(index_M, known.shape)]))
+    return np.concatenate(found)
 
 
-def _at(value_XHW: np.ndarray, lines: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    return value_XHW[:, lines[0][:, None], lines[1]]
+def _density(power_X: np.ndarray) -> np.ndarray:
+    even_X = np.full(len(power_X), 1 / len(power_X))
+    return _ANYWHERE * even_X + (1 - _ANYWHERE) * power_X / power_X.sum() if power_X.sum() > 0 else even_X
 
 
-def _spline(at_R: np.ndarray, to: np.ndarray) -> np.ndarray:
-    """Return the matrix from values at some lines to those of the spline through them at others."""
-    if len(at_R) == 1:
-        return np.ones((len(to), 1))
-    return make_interp_spline(at_R, np.eye(len(at_R)), k=min(3, len(at_R) - 1))(to)
+def _lines(n: int, most: int) -> np.ndarray:
+    """Return so many of n lines, about equally far apart, with both ends; all of them where there are no more."""
+    return np.unique(np.linspace(0, n - 1, most).round().astype(int))

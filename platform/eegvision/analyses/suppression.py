@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from eegvision.analyses.incremental import CleanPass, Rect
 from eegvision.analyses.interpolated import Fast, interpolated
@@ -33,11 +34,14 @@ _FAST: dict[str, Fast] = {"fast": Fast(), "coarse": Fast(fidelity=0.98)}
 _BLURS_PER_SIDE = 22.4
 _N_RESAMPLES = 1000
 
-# Sides of the square of places that a CPU does in one batch (measured on four networks, 224 px): neighbours in larger
-# batches leave its caches, in smaller ones AlexNet reads its large layers too often; places far apart have so large a
-# rectangle in common that more are no gain. A GPU wants full batches.
+# How many places a CPU does in one batch, measured at 224 px: neighbours in a square of this side, as larger batches
+# leave its caches and smaller ones read AlexNet's large layers too often; of places apart so many, since the rectangle
+# they have in common grows. A GPU wants full batches.
 _NEAR_SIDE = 6
-_FAR_APART_SIDE = 4
+_N_APART = 8
+
+# Operations for every square of a picture that take less time than choosing some: 5 to 10 s of a CPU core.
+_CHEAP_FLOP = 1e12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,9 +166,10 @@ def saliency_map(
     itself, blurred by 1/22.4 of its side (mirrored edges). All EEG segments share the encoded pictures.
 
     The `exact` engine does every pixel, and of every encoding what the square changes (`incremental`). `fast` and
-    `coarse` do a grid for each scale, cubic splines between its points, finer where the map needs it (`interpolated`),
-    until r is about 0.99 or 0.98; `Fast` asks for any other. Whatever is not exact in float32 comes with its agreement
-    with what is. Nothing depends on `batch_size` but for rounding; it bounds memory, and large ones suit GPUs.
+    `coarse` do the squares that tell most of the map and take the others from a Gaussian process (`interpolated`),
+    until r is about 0.99 or 0.98; `Fast` asks for any other. A network and picture so small that choosing would take
+    longer get every pixel from them too. Whatever is not asked to be exact in float32 comes with its agreement with
+    what is. Nothing depends on `batch_size` but for rounding, which may change what is chosen; it bounds memory.
 
     Args:
         model: in evaluation mode, on any device.
@@ -192,12 +197,12 @@ def saliency_map(
         if arithmetic != Arithmetic():
             encode, layout = _encoder(model, arithmetic, device)
             working = _Suppressed(encode, readout, image_3HW, fill_3HW, batch_size, layout)
-        if engine == "exact":
+        if engine == "exact" or _is_cheap(model, image_3HW, len(scales_px)):
             drop_NSHW = working.every_pixel(scales_px)
         else:
             fidelity = (engine if isinstance(engine, Fast) else _FAST[engine]).fidelity
             drop_NSHW = interpolated(
-                working.drop, working.shape, scales_px, fidelity, lambda maps: _weights(maps, normalise_scales)
+                working.drop, working.shape, scales_px, fidelity, lambda maps: _weights(maps, normalise_scales), device
             )
         weight_NS = _weights(drop_NSHW, normalise_scales)
         total_NHW = np.einsum("nshw,ns->nhw", drop_NSHW, weight_NS, dtype=np.float64)
@@ -242,20 +247,15 @@ class _Suppressed:
         place_P2 = np.indices(self.shape).reshape(2, -1).T
         return np.stack([self.drop(place_P2, scale_px).reshape(-1, *self.shape) for scale_px in scales_px], axis=1)
 
-    def drop(self, place_P2: np.ndarray, scale_px: int, spacing_px: int = 1) -> np.ndarray:
-        """Return S_σ at places (row, column) that are about so far apart, [N, P]."""
-        n_side = math.isqrt(self._batch_size)
-        if self._image_3HW.device.type == "cpu":
-            n_side = min(n_side, _FAR_APART_SIDE if spacing_px > 1 else _NEAR_SIDE)
-        tile_px = n_side * spacing_px
-        tile_P2 = place_P2 // tile_px
-        order_P = np.lexsort((place_P2[:, 1], place_P2[:, 0], tile_P2[:, 1], tile_P2[:, 0]))
-        ends = np.flatnonzero(np.diff(tile_P2[order_P], axis=0).any(axis=1)) + 1
-        pieces = [
-            tile[start : start + self._batch_size]
-            for tile in np.split(order_P, ends)
-            for start in range(0, len(tile), self._batch_size)
-        ]
+    def drop(self, place_P2: np.ndarray, scale_px: int) -> np.ndarray:
+        """Return S_σ at places (row, column), [N, P]."""
+        is_cpu = self._image_3HW.device.type == "cpu"
+        if 2 * len(place_P2) > np.prod(np.ptp(place_P2, axis=0) + 1):
+            n_side = math.isqrt(self._batch_size)
+            pieces = _tiles(place_P2, min(n_side, _NEAR_SIDE) if is_cpu else n_side)
+        else:
+            n_most = min(self._batch_size, _N_APART) if is_cpu else self._batch_size
+            pieces = _halves(place_P2, np.arange(len(place_P2)), n_most)
         score_PN = torch.cat([self._scores(place_P2[piece], scale_px) for piece in pieces])
         drop_PN = (self._score_N - score_PN).cpu().numpy()
         drop_NP = np.empty((drop_PN.shape[1], len(place_P2)), dtype=np.float32)
@@ -276,6 +276,31 @@ class _Suppressed:
         window_B3hw = torch.where(is_removed_Bhw[:, None], self._fill_3HW[rect.cut], self._image_3HW[rect.cut])
         window_B3hw = window_B3hw.contiguous(memory_format=self._layout)
         return self._readout(self._clean.encode(self._encode, window_B3hw, rect))
+
+
+def _is_cheap(model: JointModel, image_3HW: Tensor, n_scales: int) -> bool:
+    """Say whether choosing squares would take longer than doing all of them, going by additions and multiplications."""
+    with FlopCounterMode(display=False) as counter:
+        model.encode_image(image_3HW[None])
+    return counter.get_total_flops() * image_3HW[0].numel() * n_scales < _CHEAP_FLOP
+
+
+def _tiles(place_P2: np.ndarray, n_side: int) -> list[np.ndarray]:
+    """Return which places lie in each square of so many rows and columns."""
+    tile_P2 = place_P2 // n_side
+    order_P = np.lexsort((place_P2[:, 1], place_P2[:, 0], tile_P2[:, 1], tile_P2[:, 0]))
+    return np.split(order_P, np.flatnonzero(np.diff(tile_P2[order_P], axis=0).any(axis=1)) + 1)
+
+
+def _halves(place_P2: np.ndarray, index: np.ndarray, n_most: int) -> list[np.ndarray]:
+    """Return `index` of places in parts of at most so many, cut across the longer side again and again."""
+    n_parts = math.ceil(len(index) / n_most)
+    if n_parts == 1:
+        return [index]
+    axis = np.ptp(place_P2[index], axis=0).argmax()
+    order = index[np.argsort(place_P2[index, axis], kind="stable")]
+    cut = len(index) * (n_parts // 2) // n_parts
+    return _halves(place_P2, order[:cut], n_most) + _halves(place_P2, order[cut:], n_most)
 
 
 def _encoder(
@@ -317,8 +342,7 @@ def _held_out(
     place_P2 = np.stack(
         np.unravel_index(np.random.default_rng(seed).choice(n_pixels, n, replace=False), reference.shape), axis=1
     )
-    spacing_px = max(2, round((n_pixels / n) ** 0.5))
-    exact_NSP = np.stack([reference.drop(place_P2, scale_px, spacing_px) for scale_px in scales_px], axis=1)
+    exact_NSP = np.stack([reference.drop(place_P2, scale_px) for scale_px in scales_px], axis=1)
     exact_NP = np.einsum("nsp,ns->np", exact_NSP, weight_NS, dtype=np.float64)
     return _agreement(total_NHW[:, place_P2[:, 0], place_P2[:, 1]], exact_NP, np.ptp(total_NHW, axis=(1, 2)))
 

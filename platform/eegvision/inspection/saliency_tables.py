@@ -41,6 +41,7 @@ _MEANS = {
 _CENTRE_SD = 0.25  # of a map that looks at the centre whatever is there, as a share of the side
 _ASPECT = 0.02  # by which the shapes of a picture and a detector's map may differ
 _TINT = 8  # levels between the colours of a pixel that a JPEG file of grey ones may leave
+_EXACT_R = 1 - 1e-6  # agreement of maps that have every pixel, but for rounding
 _SUFFIXES = (".npy", ".png", ".jpg", ".jpeg")
 
 
@@ -322,7 +323,7 @@ def _notes(scene: Scene, fixations: Mapping[str, Any], agreement: Mapping[str, M
             f"[{by_image[worst][1]:.4f}, {by_image[worst][2]:.4f}] at picture {worst!r}, at {by_image[worst][4]:.0f} "
             "random pixels each"
         )
-    if agreement:
+    if any(values[0] < _EXACT_R for by_image in agreement.values() for values in by_image.values()):
         notes.append(
             "figure_3_scales: squares that add little to the sum are interpolated from few places; with --engine exact "
             "every pixel is computed"
