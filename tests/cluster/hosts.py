@@ -131,6 +131,26 @@ class Host:
                 program.wait(30)
         return len(pids)
 
+    @contextmanager
+    def standing_still(self, title: str) -> Iterator[None]:
+        """Have processes of this title stand still meanwhile, once there are any: a fast machine is done too soon."""
+        until(f"{title} runs on {self.name}", lambda: self._titled(title), timeout_s=60)
+        pids = self._titled(title)
+        for sign in (signal.SIGSTOP, signal.SIGCONT):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, sign)
+            if sign == signal.SIGSTOP:
+                yield
+
+    def _titled(self, title: str) -> list[int]:
+        found = []
+        for pid in self.pids():
+            with suppress(OSError):
+                if title in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
+                    found.append(pid)
+        return found
+
     def cut(self) -> None:
         """Pull the network cable."""
         _must("ip", "-n", self._network.switch, "link", "set", self.link, "down")

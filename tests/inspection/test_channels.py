@@ -118,12 +118,17 @@ def test_neither_chunks_nor_an_interruption_change_the_tables(alone, monkeypatch
     small = files_of(folder)
     assert sum(name.endswith(".npz") for name in small) == 6
     for name in ("importance.csv", "views.csv"):
-        for row, other in zip(rows_of(folder / name), table_of(whole[name]), strict=True):
-            for column, value in row.items():
-                try:
-                    assert float(value or "nan") == pytest.approx(float(other[column] or "nan"), abs=2e-5, nan_ok=True)
-                except ValueError:
-                    assert value == other[column]
+        rows, others = rows_of(folder / name), table_of(whole[name])
+        for column in rows[0]:
+            values, wanted = [row[column] for row in rows], [row[column] for row in others]
+            try:
+                numbers, wanted_numbers = ([float(value or "nan") for value in each] for each in (values, wanted))
+            except ValueError:
+                assert values == wanted
+                continue
+            # Rounding can decide whether a flip of the pictures' signs, of 2^9, makes a cluster as heavy.
+            tolerance = 1.01 / 2**9 if column.startswith("p_") else 1e-3 * np.nanmax(np.abs(wanted_numbers))
+            np.testing.assert_allclose(numbers, wanted_numbers, rtol=0, atol=tolerance, err_msg=column)
 
     measure, n_calls = channels._measure, [0]
 

@@ -148,7 +148,7 @@ def test_subjects_count_alike_however_many_segments_they_have(monkeypatch):
     expected = (phi_ND[0] + phi_ND[1:].mean(0)) / 2 @ theta_D
     assert float(arrays["score_eeg"]) == pytest.approx(float(expected), abs=1e-5)
     assert int(arrays["n_segments"]) == len(fewer_N)
-    assert set(arrays) == {"n_segments", "n_subjects", "map_eeg", "drop_eeg", "score_eeg", "n_evaluations_eeg"}
+    assert set(arrays) == {"n_segments", "n_subjects", "map_eeg", "drop_eeg", "score_eeg", "n_evaluations"}
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -83,6 +83,9 @@ class ClassLikelihood:
         return ClassLikelihood(weight_DK=weight_DK, bias_K=probe.bias_K - probe.mean_D @ weight_DK, label=number)
 
 
+Score = Tensor | ClassLikelihood
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arithmetic:
     """The numbers in which pictures are encoded; scores are float32 always.
@@ -122,7 +125,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Saliency:
-    """Maps of one picture, for each EEG segment or the one class.
+    """Maps of one picture, for each EEG segment or class, in the order in which they were given.
 
     Attributes:
         map_NHW: S of Eq. 4, float32 in [0, 1]; a map without differences is 0.
@@ -144,7 +147,7 @@ class Saliency:
 @torch.no_grad()  # not inference mode: a frozen backbone that is made here must still let gradients through later
 def saliency_map(
     model: JointModel,
-    score: Tensor | ClassLikelihood,
+    score: Score | Sequence[Score],
     image_3HW: Tensor,
     *,
     scales_px: Sequence[int] = SCALES_PX,
@@ -174,7 +177,7 @@ def saliency_map(
     Args:
         model: in evaluation mode, on any device.
         score: EEG segments [N, C, T] as in batches or their embeddings [N, D] (`model.encode_eeg`) for the
-            compatibility F, or the likelihood of a class.
+            compatibility F, or the likelihood of a class; or several of these, which share the encoded pictures.
         image_3HW: one picture of the model's size, normalised as in batches.
         scales_px: sides of the squares, odd.
         normalise_scales: bring every S_σ to [0, 1] before the sum, which large squares rule otherwise.
@@ -396,26 +399,40 @@ def _filling(image_3HW: Tensor, fill: Fill) -> Tensor:
     return blurred(image_3HW[None], min(image_3HW.shape[1:]) / _BLURS_PER_SIDE, 0.0)[0]
 
 
-def _readout(model: JointModel, score: Tensor | ClassLikelihood, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _readout(model: JointModel, score: Score | Sequence[Score], device: torch.device) -> Callable[[Tensor], Tensor]:
     """Return the function from image embeddings [B, D] to scores [B, N]."""
+    scores = [score] if isinstance(score, Tensor | ClassLikelihood) else score
+    if not scores:
+        raise InputError("no score is given; give EEG segments, their embeddings or the likelihood of a class")
+    parts = [
+        _likelihood(model, one, device) if isinstance(one, ClassLikelihood) else _compatibility(model, one, device)
+        for one in scores
+    ]
+    return lambda image_BD: torch.cat([part(image_BD) for part in parts], dim=1)
+
+
+def _likelihood(model: JointModel, score: ClassLikelihood, device: torch.device) -> Callable[[Tensor], Tensor]:
     n_embed = model.config.image.embed_dim
-    if isinstance(score, ClassLikelihood):
-        if len(score.weight_DK) != n_embed:
-            raise InputError(
-                f"weight_DK is for embeddings of {len(score.weight_DK)} dimensions, those of the model have {n_embed}; "
-                "fit the probe to its embeddings"
-            )
-        weight_DK = torch.as_tensor(score.weight_DK, dtype=torch.float32, device=device)
-        bias_K = torch.as_tensor(score.bias_K, dtype=torch.float32, device=device)
-        label = score.label
-        return lambda image_BD: torch.log_softmax(image_BD @ weight_DK + bias_K, dim=1)[:, label, None]
-    if score.ndim not in (2, 3) or len(score) == 0 or not torch.isfinite(score).all():
+    if len(score.weight_DK) != n_embed:
         raise InputError(
-            f"EEG of shape {tuple(score.shape)} given, or values that are not finite; "
+            f"weight_DK is for embeddings of {len(score.weight_DK)} dimensions, those of the model have {n_embed}; "
+            "fit the probe to its embeddings"
+        )
+    weight_DK = torch.as_tensor(score.weight_DK, dtype=torch.float32, device=device)
+    bias_K = torch.as_tensor(score.bias_K, dtype=torch.float32, device=device)
+    label = score.label
+    return lambda image_BD: torch.log_softmax(image_BD @ weight_DK + bias_K, dim=1)[:, label, None]
+
+
+def _compatibility(model: JointModel, eeg: Tensor, device: torch.device) -> Callable[[Tensor], Tensor]:
+    n_embed = model.config.image.embed_dim
+    if eeg.ndim not in (2, 3) or len(eeg) == 0 or not torch.isfinite(eeg).all():
+        raise InputError(
+            f"EEG of shape {tuple(eeg.shape)} given, or values that are not finite; "
             "expected segments [N, C, T] or their embeddings [N, D]"
         )
-    eeg_ND = score.to(device, torch.float32)
-    eeg_ND = model.encode_eeg(eeg_ND) if eeg_ND.ndim == 3 else eeg_ND
+    eeg = eeg.to(device, torch.float32)
+    eeg_ND = model.encode_eeg(eeg) if eeg.ndim == 3 else eeg
     if eeg_ND.shape[1] != n_embed:
         raise InputError(
             f"EEG embeddings of {eeg_ND.shape[1]} dimensions given, those of the model have {n_embed}; "

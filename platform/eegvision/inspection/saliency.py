@@ -20,7 +20,7 @@ import torch
 from eegvision import cluster, fanout
 from eegvision.analyses.association import network_of
 from eegvision.analyses.channels import Noise, channel_importance
-from eegvision.analyses.suppression import SCALES_PX, Arithmetic, ClassLikelihood, Fast, Saliency, saliency_map
+from eegvision.analyses.suppression import SCALES_PX, Arithmetic, ClassLikelihood, Fast, Saliency, Score, saliency_map
 from eegvision.evaluate.probes import Probe, fit_probe
 from eegvision.fanout import Chunk
 from eegvision.inspection import saliency_tables
@@ -240,36 +240,35 @@ def _maps(bench: Bench, settings: MapSettings, probe: Probe | None, image: int) 
     phi_ND = torch.cat([bench.model.encode_eeg(*bench.eeg(part)) for part in _parts(row_N)])
     subjects_U, subject_N = np.unique(bench.store.subject_N[row_N], return_inverse=True)
     mean_D = torch.stack([phi_ND[torch.from_numpy(subject_N == u)].mean(0) for u in range(len(subjects_U))]).mean(0)
-    scores: dict[str, torch.Tensor | ClassLikelihood] = {"eeg": mean_D[None]}
+    scores: dict[str, Score] = {"eeg": mean_D[None]}
     if probe is not None:
         scores["class"] = ClassLikelihood.of_probe(probe, bench.store.label_M[image])
-    arrays = {"n_segments": np.array(len(row_N)), "n_subjects": np.array(len(subjects_U))}
     pixel_3HW = bench.pixels(np.array([image]))[0]
-    for what, score in scores.items():
-        found = saliency_map(
-            bench.model,
-            score,
-            pixel_3HW,
-            scales_px=scales_of(settings.scales_px, pixel_3HW.shape[1]),
-            engine="exact" if settings.engine == "exact" else Fast(fidelity=settings.fidelity),
-            arithmetic=Arithmetic(dtype=settings.dtype),
-            fill=settings.fill,
-            normalise_scales=settings.normalise_scales,
-            seed=settings.seed,
-        )
-        arrays |= {f"{name}_{what}": value for name, value in _kept(found).items()}
+    found = saliency_map(
+        bench.model,
+        list(scores.values()),
+        pixel_3HW,
+        scales_px=scales_of(settings.scales_px, pixel_3HW.shape[1]),
+        engine="exact" if settings.engine == "exact" else Fast(fidelity=settings.fidelity),
+        arithmetic=Arithmetic(dtype=settings.dtype),
+        fill=settings.fill,
+        normalise_scales=settings.normalise_scales,
+        seed=settings.seed,
+    )
+    arrays = {
+        "n_segments": np.array(len(row_N)),
+        "n_subjects": np.array(len(subjects_U)),
+        "n_evaluations": np.array(found.n_evaluations),
+    }
+    for n, what in enumerate(scores):
+        arrays |= {f"{name}_{what}": value for name, value in _kept(found, n).items()}
     return arrays
 
 
-def _kept(found: Saliency) -> dict[str, np.ndarray]:
-    kept = {
-        "map": found.map_NHW[0],
-        "drop": found.drop_NSHW[0],
-        "score": found.score_N[0],
-        "n_evaluations": np.array(found.n_evaluations),
-    }
+def _kept(found: Saliency, n: int) -> dict[str, np.ndarray]:
+    kept = {"map": found.map_NHW[n], "drop": found.drop_NSHW[n], "score": found.score_N[n]}
     if (agreement := found.agreement) is not None:
-        of_map = (agreement.r_N[0], agreement.low_N[0], agreement.high_N[0], agreement.rmse_N[0], agreement.n)
+        of_map = (agreement.r_N[n], agreement.low_N[n], agreement.high_N[n], agreement.rmse_N[n], agreement.n)
         kept["agreement"] = np.array(of_map, dtype=np.float64)
     return kept
 
