@@ -27,7 +27,7 @@ from eegvision.vocab import InputError, home
 BASE = {"data.dataset": "tiny", "image.encoder": "small", "image.frozen": True, "image.size_px": 32}
 
 
-pytestmark = pytest.mark.usefixtures("own_home")
+pytestmark = pytest.mark.usefixtures("own_home", "without_ray")
 
 
 @pytest.fixture
