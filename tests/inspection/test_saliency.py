@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from eegvision import cluster, fanout, stream
-from eegvision.analyses import suppression
+from eegvision.analyses import interpolated, suppression
 from eegvision.analyses.suppression import SCALES_PX, saliency_map
 from eegvision.assess.embedding import open_store
 from eegvision.assess.selected import Selected
@@ -221,6 +222,21 @@ def test_figures_are_drawn_and_every_line_says_something(alone, tmp_path, monkey
     mapped(replace(settings, detectors=None), said)
     assert not (folder / "maps" / "GBVS+.npy").exists()
     assert "GBVS+" not in (folder / "table_iv.txt").read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("is_limited", [True, False])
+def test_maps_that_are_less_alike_than_asked_are_told(monkeypatch, is_limited):
+    monkeypatch.setattr(suppression, "_CHEAP_FLOP", 0)  # this network gets every pixel otherwise
+    if is_limited:
+        monkeypatch.setattr(interpolated, "_MOST_PLACES", 200)
+    said: list[str] = []
+    mapped(replace(SMALL, engine="fast", fidelity=0.99 if is_limited else 0.2, scales_px=(5, 9)), said)
+    told = re.findall(
+        r"(\S+): (\d) of 4 maps did not reach r = 0.99, which was asked for; --engine exact", "\n".join(said)
+    )
+    assert (len(told) == 2) is is_limited
+    assert all(int(n) > 0 for _, n in told)
 
 
 def test_the_seed_draws_the_pixels_that_fast_maps_are_held_against(monkeypatch):

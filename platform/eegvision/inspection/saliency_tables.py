@@ -234,7 +234,7 @@ def write(
     """
     maps, agreement = _gathered(folder, found, scene, evidence.detectors)
     fixations = evidence.fixations
-    notes = ([evidence.missing] if evidence.missing else []) + _notes(scene, fixations, agreement)
+    notes = ([evidence.missing] if evidence.missing else []) + _notes(scene, fixations, agreement, settings)
     scores = _scores(maps, fixations, scene, settings) if len(fixations) > 1 else {}
     summary = _summary(scene, settings, opened, scores, agreement, notes)
     lines = []
@@ -304,7 +304,12 @@ def _gathered(
     return of_picture, agreement
 
 
-def _notes(scene: Scene, fixations: Mapping[str, Any], agreement: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
+def _notes(
+    scene: Scene,
+    fixations: Mapping[str, Any],
+    agreement: Mapping[str, Mapping[str, np.ndarray]],
+    settings: SaliencySettings,
+) -> list[str]:
     notes = []
     n_all, n_looked = len(scene.image_M), len(fixations)
     if not fixations:
@@ -323,6 +328,12 @@ def _notes(scene: Scene, fixations: Mapping[str, Any], agreement: Mapping[str, M
             f"[{by_image[worst][1]:.4f}, {by_image[worst][2]:.4f}] at picture {worst!r}, at {by_image[worst][4]:.0f} "
             "random pixels each"
         )
+        n_below = sum(values[2] < settings.fidelity for values in by_image.values())
+        if settings.engine == "fast" and n_below:
+            notes.append(
+                f"{name}: {n_below} of {len(by_image)} maps did not reach r = {settings.fidelity:g}, which was asked "
+                "for; --engine exact computes every pixel"
+            )
     if any(values[0] < _EXACT_R for by_image in agreement.values() for values in by_image.values()):
         notes.append(
             "figure_3_scales: squares that add little to the sum are interpolated from few places; with --engine exact "
