@@ -63,6 +63,13 @@ def is_bad_at_times(folder: Path, number: int) -> None:  # noqa: ARG001
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def breaks_the_gpu(folder: Path, number: int) -> None:
+    if number == 8:
+        raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+    if number == 9:
+        takes_its_time(folder, number)
+
+
 def refuses(folder: Path, number: int) -> None:  # noqa: ARG001
     if number == 4:
         raise InputError("picture 4 is bad; mend it")
@@ -145,6 +152,16 @@ def test_bad_chunks_are_set_aside_and_the_rest_is_done(tmp_path, marks, alone):
     assert results(tmp_path / "out").missing == ("n01", "n03")
     run(partial(load, marks), tmp_path / "out")
     assert contents(tmp_path / "out") == alone
+
+
+def test_a_chunk_that_breaks_the_gpu_is_blamed_itself_and_not_what_is_computed_when_it_is_told(tmp_path, marks):
+    lines: list[str] = []
+    with pytest.raises(RuntimeError, match=r"^1 of 12 chunks could not be computed \('n08': its process ended 3 times"):
+        run(partial(load, marks, breaks_the_gpu), tmp_path / "out", lines.append, cpus=2.0)
+    told = [line for line in lines if "was lost" in line]
+    assert len(told) == 3
+    assert all("at chunk 'n08', others go on (AcceleratorError: CUDA error" in line for line in told)
+    assert n_calls(marks, 8) == 3
 
 
 def test_bad_input_stops_at_once_and_finished_chunks_stay(tmp_path, marks):

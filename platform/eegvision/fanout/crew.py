@@ -218,10 +218,11 @@ class _Crew:
                     member.calls[written] = _Call(number, computed)
 
     def _receive(self, member: _Member, ref: Any) -> None:
+        is_lost = False
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
-            answer = Failed(reason=_why_lost(error), whose="process")
+            answer, is_lost = Failed(reason=_why_lost(error), whose="process"), True
         if ref == member.begun:
             if answer is None:
                 member.begun, self._n_bad_starts = None, 0
@@ -229,8 +230,10 @@ class _Crew:
             else:
                 self._not_begun(member, answer)
         elif isinstance(answer, Failed) and answer.whose == "process":
-            # One that is computed and was still to be written is not what ended the process.
-            calls = sorted(member.calls.values(), key=self._is_computed)
+            # A worker says itself at which chunk; of one that was lost, a chunk that is computed and was still to be
+            # written is not what ended it.
+            own = member.calls[ref]
+            calls = sorted(member.calls.values(), key=self._is_computed if is_lost else lambda call: call is not own)
             self._book.waiting.extendleft(call.number for call in reversed(calls[1:]))
             self._dismiss(member)
             self._book.lose(calls[0].number, answer.reason)
