@@ -51,6 +51,12 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
+def _signal(pids: list[int], sign: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, sign)
+
+
 def _must(*command: str) -> str:
     done = _run(*command)
     if done.returncode:
@@ -123,9 +129,7 @@ class Host:
     def kill(self, sign: int = signal.SIGKILL) -> int:
         """Send all processes a signal, as the loss of a machine or its shutdown does; return how many there were."""
         pids = self.pids()
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, sign)
+        _signal(pids, sign)
         if sign == signal.SIGKILL:
             for program in self.programs:
                 program.wait(30)
@@ -136,12 +140,11 @@ class Host:
         """Have processes of this title stand still meanwhile, once there are any: a fast machine is done too soon."""
         until(f"{title} runs on {self.name}", lambda: self._titled(title), timeout_s=60)
         pids = self._titled(title)
-        for sign in (signal.SIGSTOP, signal.SIGCONT):
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, sign)
-            if sign == signal.SIGSTOP:
-                yield
+        _signal(pids, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signal(pids, signal.SIGCONT)
 
     def _titled(self, title: str) -> list[int]:
         found = []

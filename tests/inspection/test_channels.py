@@ -126,8 +126,12 @@ def test_neither_chunks_nor_an_interruption_change_the_tables(alone, monkeypatch
             except ValueError:
                 assert values == wanted
                 continue
-            # Rounding can decide whether a flip of the pictures' signs, of 2^9, makes a cluster as heavy.
-            tolerance = 1.01 / 2**9 if column.startswith("p_") else 1e-3 * np.nanmax(np.abs(wanted_numbers))
+            tolerance = min(2e-5, 1e-3 * float(np.nanmax(np.abs(wanted_numbers))))
+            if column == "p_cluster":
+                # Rounding can decide whether one flip of the pictures' signs, of 2^9, makes a cluster as heavy.
+                same = np.isclose(numbers, wanted_numbers, rtol=0, atol=tolerance, equal_nan=True)
+                assert same.mean() > 0.9
+                tolerance = 1.01 / 2**9
             np.testing.assert_allclose(numbers, wanted_numbers, rtol=0, atol=tolerance, err_msg=column)
 
     measure, n_calls = channels._measure, [0]
