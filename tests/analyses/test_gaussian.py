@@ -28,7 +28,7 @@ def a_covariance() -> Covariance:
     """As fitted to noise that two scales have in common in part."""
     at_P3 = some_places(120)
     value_PN = torch.as_tensor(np.random.default_rng(1).normal(size=(120, 2))).cumsum(dim=0) / 5
-    return fitted(at_P3, value_PN, strength(), np.random.default_rng(2))
+    return fitted(at_P3, value_PN, strength(), (3, 9), np.random.default_rng(2))
 
 
 def test_mean_and_variance_are_those_of_the_textbook():
@@ -73,7 +73,7 @@ def test_what_is_left_unknown_is_as_large_as_the_covariance_says(length_px):
     map_NX = (root @ noise_NHW @ root.T).flatten(1)
     every_X3, one_SHW = every_place(1, shape), torch.ones(1, *shape, dtype=torch.float64)
     value_PN = map_NX[:, at_P3[:, 1] * 40 + at_P3[:, 2]].T.contiguous()
-    covariance = fitted(at_P3, value_PN, one_SHW, np.random.default_rng(0))
+    covariance = fitted(at_P3, value_PN, one_SHW, (9,), np.random.default_rng(0))
     posterior = Posterior(covariance, at_P3, value_PN)
     left_X = covariance.at_pixels(every_X3[:, 1:])[:, 0, 0] - posterior.told_by(every_X3).square().sum(dim=0)
     error_NX = posterior.mean_at(every_X3) - map_NX
@@ -92,7 +92,7 @@ def test_scales_tell_of_each_other_as_far_as_they_are_alike(is_alike):
     left_P3 = some_P3[some_P3[:, 2] < 20] + torch.tensor([1, 0, 0])
     at_P3 = torch.cat([some_P3, left_P3])
     value_PN = torch.stack([maps[scale][row, column] for scale, row, column in at_P3])[:, None]
-    covariance = fitted(at_P3, value_PN, torch.ones(2, *shape, dtype=torch.float64), rng)
+    covariance = fitted(at_P3, value_PN, torch.ones(2, *shape, dtype=torch.float64), (3, 5), rng)
     right_A3 = some_P3[some_P3[:, 2] >= 25] + torch.tensor([1, 0, 0])
     found_A = Posterior(covariance, at_P3, value_PN).mean_at(right_A3)[0]
     wanted_A = torch.stack([maps[1][row, column] for _, row, column in right_A3])
@@ -140,8 +140,43 @@ def test_chosen_places_leave_what_was_promised_and_less_than_others(monkeypatch)
 
 
 def test_stripes_are_a_kernel_of_their_own():
-    first_JL, second_JL, is_local_J, is_coarse_J = gaussian._kernels(33, torch.device("cpu"))
-    assert first_JL.shape == second_JL.shape == (len(is_local_J), 33)
+    first_JSSL, second_JSSL, is_local_J, is_coarse_J = gaussian._kernels(33, (3, 11), torch.device("cpu"))
+    assert first_JSSL.shape == second_JSSL.shape == (len(is_local_J), 2, 2, 33)
+    first_JL = first_JSSL[:, 1, 1]
     assert not (is_coarse_J & is_local_J & (first_JL[:, 1] < 0.5)).any()
     periodic_J = (first_JL[:, 4] > 0.5) & (first_JL[:, 1:4] == 0).all(dim=1)
     assert int(periodic_J.sum()) == 4
+
+
+def test_sizes_are_alike_where_their_edges_are():
+    first_JSSL, *_ = gaussian._kernels(33, (3, 11), torch.device("cpu"))
+    torch.testing.assert_close(first_JSSL, first_JSSL.transpose(1, 2))
+    torch.testing.assert_close(first_JSSL[:, 0, 0], first_JSSL[:, 1, 1])
+    own_JL, across_JL = first_JSSL[:, 0, 0], first_JSSL[:, 0, 1]
+    is_short_J = own_JL[:, 4] < 0.3 * own_JL[:, 0]
+    assert is_short_J.sum() >= 5
+    assert (across_JL[is_short_J].argmax(dim=1) == 4).all(), "edges of 3 and 11 px are 4 px apart"
+    torch.testing.assert_close(across_JL[:, 4], (own_JL[:, 0] + own_JL[:, 8]) / 2)
+
+
+def test_the_edges_of_large_squares_tell_where_those_of_small_ones_are_rough():
+    # What a network adds up of the pixels of a square: 5 px and 13 px, whose edges are 4 px apart.
+    rng, n_px = np.random.default_rng(8), 56
+    pixel_HW = rng.normal(size=(n_px + 12, n_px + 12))
+    sums_HW = np.pad(pixel_HW.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+
+    def of_squares(side: int) -> np.ndarray:
+        box_HW = sums_HW[side:, side:] - sums_HW[side:, :-side] - sums_HW[:-side, side:] + sums_HW[:-side, :-side]
+        cut = (len(box_HW) - n_px) // 2
+        return box_HW[cut : cut + n_px, cut : cut + n_px] / side
+
+    maps = [torch.as_tensor(of_squares(side)) for side in (5, 13)]
+    at_P3 = some_places(900, 2, shape=(n_px, n_px))
+    value_PN = torch.stack([maps[scale][row, column] for scale, row, column in at_P3])[:, None]
+    one_SHW = torch.ones(2, n_px, n_px, dtype=torch.float64)
+    errors = []
+    for scales_px in ((5, 13), (5, 5)):  # as they are, and as if edges were at the same places
+        covariance = fitted(at_P3, value_PN, one_SHW, scales_px, np.random.default_rng(0))
+        found_NSHW = Posterior(covariance, at_P3, value_PN).maps_NSHW()
+        errors.append(float((found_NSHW[0] - torch.stack(maps)).square().mean()))
+    assert errors[0] < errors[1]

@@ -7,6 +7,7 @@ Q pixels; J kernels; L distances in pixels.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,25 +105,28 @@ class Posterior:
         return _convolved(alpha_NSHW, self.covariance.plain_SSHW) + local_NSHW * strength_SHW
 
 
-def fitted(at_P3: Tensor, value_PN: Tensor, strength_SHW: Tensor, rng: np.random.Generator) -> Covariance:
+def fitted(
+    at_P3: Tensor, value_PN: Tensor, strength_SHW: Tensor, scales_px: Sequence[int], rng: np.random.Generator
+) -> Covariance:
     """Return the covariance under which values at places are most likely.
 
-        Cov(S_σ(p), S_σ'(p')) = Σ_j (v_jσ v_jσ')^½ ρ_jσσ' a_j,σ(p) a_j,σ'(p') k_j(p - p')
+        Cov(S_σ(p), S_σ'(p')) = Σ_j (v_jσ v_jσ')^½ ρ_jσσ' a_j,σ(p) a_j,σ'(p') k_jσσ'(p - p')
 
     v_jσ, of fixed kernels k_j, are found for each scale by itself; ρ, of the kernels over long and over short
     distances, for each pair of neighbours, and of scales further apart it is the product of those between. Some places,
     chosen by `rng`, decide. a_j is 1 or the strength of the map.
     """
     n_scales, height, width = strength_SHW.shape
-    first_JL, second_JL, is_local_J, is_coarse_J = _kernels(max(height, width), at_P3.device)
+    first_JSSL, second_JSSL, is_local_J, is_coarse_J = _kernels(max(height, width), scales_px, at_P3.device)
     strength_P = strength_SHW[tuple(at_P3.T)]
 
     def kernels_at(index: np.ndarray) -> Tensor:
         row_pp, column_pp = ((at_P3[index, None, axis] - at_P3[None, index, axis]).abs() for axis in (1, 2))
-        found_Jpp = first_JL[:, row_pp] * second_JL[:, column_pp] + second_JL[:, row_pp] * first_JL[:, column_pp]
+        rows, columns = ((slice(None), at_P3[index, None, 0], at_P3[index, 0], far) for far in (row_pp, column_pp))
+        found_Jpp = first_JSSL[rows] * second_JSSL[columns] + second_JSSL[rows] * first_JSSL[columns]
         return torch.where(is_local_J[:, None, None], strength_P[index, None] * strength_P[index], 1) * found_Jpp
 
-    unit_S, variance_SJ = value_PN.new_zeros(n_scales), value_PN.new_zeros(n_scales, len(first_JL))
+    unit_S, variance_SJ = value_PN.new_zeros(n_scales), value_PN.new_zeros(n_scales, len(first_JSSL))
     scale_P, some = at_P3[:, 0].cpu().numpy(), []
     for scale in range(n_scales):
         some.append(rng.permutation(np.flatnonzero(scale_P == scale)))
@@ -134,7 +138,7 @@ def fitted(at_P3: Tensor, value_PN: Tensor, strength_SHW: Tensor, rng: np.random
     for left, right in itertools.pairwise(range(n_scales)):
         alike = 0.0, 0.0
         if min(unit_S[left], unit_S[right]) > 0:
-            index = np.concatenate([some[left][:_N_PAIRED], some[right][:_N_PAIRED]])
+            index = _paired(at_P3.cpu().numpy(), some[left], some[right])
             scale_p = at_P3[index, 0]
             root_Jp1 = variance_SJ[scale_p].sqrt().T[:, :, None]
             kernel_Jpp = kernels_at(index) * root_Jp1 * root_Jp1.mT
@@ -145,39 +149,66 @@ def fitted(at_P3: Tensor, value_PN: Tensor, strength_SHW: Tensor, rng: np.random
     root_JS = variance_SJ.T.sqrt() * unit_S
     variance_JSS = root_JS[:, :, None] * root_JS[:, None] * alike_2SS[is_coarse_J.long()]
     plain_SSHW, local_SSHW = (
-        torch.einsum("jst,jh,jw->sthw", variance_JSS[is_in_J], first_JL[is_in_J, :height], second_JL[is_in_J, :width])
-        + torch.einsum("jst,jh,jw->sthw", variance_JSS[is_in_J], second_JL[is_in_J, :height], first_JL[is_in_J, :width])
-        for is_in_J in (~is_local_J, is_local_J)
+        torch.einsum(
+            "jst,jsth,jstw->sthw", variance_JSS[in_J], first_JSSL[in_J, ..., :height], second_JSSL[in_J, ..., :width]
+        )
+        + torch.einsum(
+            "jst,jsth,jstw->sthw", variance_JSS[in_J], second_JSSL[in_J, ..., :height], first_JSSL[in_J, ..., :width]
+        )
+        for in_J in (~is_local_J, is_local_J)
     )
     return Covariance(
         plain_SSHW=plain_SSHW, local_SSHW=local_SSHW, strength_SHW=strength_SHW, jitter_S=_JITTER * unit_S**2
     )
 
 
-def _kernels(n_px: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the factors of kernels, k(Δy, Δx) = f(Δy) g(Δx) + g(Δy) f(Δx), f and g [J, L], and what they are.
+def _paired(at_P3: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return some places of two scales, first those of pixels known at both, which tell most of how alike they are."""
+    pixel_P = at_P3[:, 1] * (at_P3[:, 2].max() + 1) + at_P3[:, 2]
+    found = []
+    for own, other in ((left, right), (right, left)):
+        is_alone = ~np.isin(pixel_P[own], pixel_P[other])
+        found.append(own[np.argsort(is_alone, kind="stable")][:_N_PAIRED])
+    return np.concatenate(found)
+
+
+def _kernels(n_px: int, scales_px: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the factors of kernels, f and g [J, S, S, L], and what they are.
+
+        k_jσσ'(Δy, Δx) = f(Δy) g(Δx) + g(Δy) f(Δx)        f_σσ'(Δ) = (f(Δ + δ) + f(Δ - δ)) / 2,  δ = (σ - σ') / 2
+
+    A square that moves changes what is at its edges, so that maps of two sizes are alike where edges of these are at
+    the same place: each is one process for the upper edge and another for the lower.
 
     The last two are whether a kernel is taken times the strength of the map, and whether it is coarse, [J].
     """
     distance_L = torch.arange(n_px, dtype=torch.float64, device=device)
-    one_L, white_L = torch.ones_like(distance_L), (distance_L == 0).double()
+    half_S = torch.as_tensor(scales_px, device=device) // 2
+    shift_SS1 = (half_S[:, None] - half_S)[:, :, None]
 
-    def smooth(length_px: float) -> Tensor:  # Matérn 5/2
-        d = 5**0.5 * distance_L / length_px
-        return (1 + d + d**2 / 3) * torch.exp(-d)
+    def edges(kernel: Callable[[Tensor], Tensor]) -> Tensor:
+        return (kernel((distance_L + shift_SS1).abs()) + kernel((distance_L - shift_SS1).abs())) / 2
+
+    def smooth(length_px: float, period_px: int = 1) -> Tensor:  # Matérn 5/2, or only every so many pixels
+        def kernel(distance: Tensor) -> Tensor:
+            d = 5**0.5 * distance / length_px
+            return (1 + d + d**2 / 3) * torch.exp(-d) * (distance % period_px == 0)
+
+        return edges(kernel)
 
     def bent(length_px: float) -> Tensor:  # Matérn 3/2
-        d = 3**0.5 * distance_L / length_px
-        return (1 + d) * torch.exp(-d)
+        return edges(lambda distance: (1 + 3**0.5 * distance / length_px) * torch.exp(-(3**0.5) * distance / length_px))
 
-    found = [(one_L, one_L, False, True)]
+    one_SSL, white_SSL = edges(torch.ones_like), edges(lambda distance: (distance == 0).double())
+    found = [(one_SSL, one_SSL, False, True)]
     found += [(smooth(px), smooth(px), False, px >= _COARSE_FROM_PX) for px in _SMOOTH_PX]
     found += [(bent(px), bent(px), True, px >= _COARSE_FROM_PX) for px in _ROUGH_PX]
-    for along_L in (smooth(px) for px in _ALONG_PX):
-        stripes_L = (distance_L % _PERIOD_PX == 0) * along_L
-        found += [(torch.exp(-distance_L / px), along_L, True, False) for px in _EDGE_PX]
-        found += [(stripes_L, along_L, True, False), (stripes_L, stripes_L, True, False)]
-    found += [(white_L, white_L, True, False)]
+    for px in _ALONG_PX:
+        along_SSL, stripes_SSL = smooth(px), smooth(px, _PERIOD_PX)
+        rough = [edges(lambda distance, px=px: torch.exp(-distance / px)) for px in _EDGE_PX]
+        found += [(rough_SSL, along_SSL, True, False) for rough_SSL in [*rough, stripes_SSL]]
+        found += [(stripes_SSL, stripes_SSL, True, False)]
+    found += [(white_SSL, white_SSL, True, False)]
     first, second, is_local, is_coarse = zip(*found, strict=True)
     return (
         torch.stack(first),

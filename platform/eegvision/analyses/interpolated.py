@@ -35,10 +35,13 @@ _SHARED = 0.5
 _LEAST_STRENGTH = 0.03
 
 # What a covariance leaves open is more than it says where few places decide on it: up to twice as much for 400, hardly
-# more for 2,000 (trained ResNet-18, AlexNet, DenseNet-161). And before so many it may find enough by chance.
+# more for 2,000 (trained ResNet-18, AlexNet, DenseNet-161).
 _CAUTION_PLACES = 200
-_SETTLED_PLACES = 1000
 _PRIOR_PLACES = 10  # count as predicted with the error expected, beside those of the last round
+
+# From so many places on a round also does every size at some pixels, which tell what is wrong with the sum of maps: a
+# share of what it adds, but at least so many pixels. Those of the last rounds count, and others as expected.
+_CHECKED_FROM, _CHECKED_SHARE, _LEAST_CHECKED, _CHECKED_ROUNDS, _PRIOR_CHECKS = 500, 0.1, 6, 2, 30
 
 _SAMPLE_LINES = 24  # rows and columns at which maps are looked at before they are final
 # At least and at most; and judged over places known, candidates over places wanted.
@@ -85,8 +88,8 @@ def interpolated(
     Its covariance is the one under which the values are most likely (`gaussian.fitted`). Places are chosen one by one,
     each where a value takes most from the error of the sum of maps, so that all sizes compete, until half of it is
     left; then they are evaluated, the covariance is fitted anew, and its errors are corrected by how far these values
-    were from what was predicted. Where few places decide, two rounds in a row have to find that it is enough; at 10,000
-    it ends in any case.
+    were from what was predicted, those of single maps and those of their sum. Two rounds in a row have to find that it
+    is enough; at about 10,000 places it ends in any case.
 
     Args:
         drop: exact values.
@@ -108,15 +111,14 @@ def interpolated(
         drop_NSRC = known.sample_NSRC(posterior)
         strength_SHW = _strength(drop_NSRC, known)
         if not known.n_rounds:
-            known.add(_near_the_known(known, strength_SHW, rng))
+            known.add(_near_the_known(known, strength_SHW, rng), np.zeros((0, 2), dtype=int))
             continue
         design = _Design(posterior, known, _shares(drop_NSRC, weights), rng)
         is_enough = design.error <= allowed
-        is_sure = was_enough or design.error == 0 or len(known.at_P3) >= _SETTLED_PLACES
-        if (is_enough and is_sure) or len(known.at_P3) >= _MOST_PLACES:
+        if (is_enough and (was_enough or design.error == 0)) or len(known.at_P3) >= _MOST_PLACES:
             return known.maps_NSHW(posterior).astype(np.float32)
         was_enough = is_enough
-        known.add(design.chosen(max(allowed, design.error / 2)))
+        known.add(design.chosen(max(allowed, design.error / 2)), design.judged_Q2)
     return known.exact_NSHW.astype(np.float32)
 
 
@@ -124,8 +126,6 @@ class _Known:
     """The exact values so far.
 
     Attributes:
-        at_P3: scale, row and column of those in maps that are not whole, in the order of evaluation.
-        round_P: when each was evaluated.
         n_rounds: how often places were added.
         exact_NSHW: S_σ where it is known, `is_known_SHW`.
         sample: rows and columns at which maps are looked at before they are final.
@@ -134,25 +134,47 @@ class _Known:
     def __init__(self, drop: Drop, shape: tuple[int, int], scales_px: tuple[int, ...]) -> None:
         self._drop, self.shape, self.scales_px = drop, shape, scales_px
         self.n_rounds = 0
-        self.at_P3, self.round_P = np.zeros((0, 3), dtype=int), np.zeros(0, dtype=int)
+        self._place_P5 = np.zeros((0, 5), dtype=int)
         self.is_known_SHW = np.zeros((len(scales_px), *shape), dtype=bool)
         self.sample, self._first = ([_lines(n, most) for n in shape] for most in (_SAMPLE_LINES, _FIRST_LINES))
         grid_P2 = np.stack(np.meshgrid(*self._first, indexing="ij"), axis=-1).reshape(-1, 2)
         for scale in range(len(scales_px)):
             self._evaluate(scale, grid_P2)
 
-    def add(self, at_K3: np.ndarray) -> None:
-        """Evaluate S_σ there, and everywhere where little is missing."""
+    @property
+    def at_P3(self) -> np.ndarray:
+        """Scale, row and column of places in maps that are not whole, in the order of evaluation."""
+        return self._place_P5[:, :3]
+
+    @property
+    def round_P(self) -> np.ndarray:
+        """When each was evaluated."""
+        return self._place_P5[:, 3]
+
+    @property
+    def check_P(self) -> np.ndarray:
+        """Number of the pixel of which all sizes were evaluated in that round; -1 for places that were chosen."""
+        return self._place_P5[:, 4]
+
+    def add(self, at_K3: np.ndarray, pixel_Q2: np.ndarray) -> None:
+        """Evaluate S_σ there, everywhere where little is missing, and at some pixels of which nothing is known."""
         self.n_rounds += 1
         for scale in np.unique(at_K3[:, 0]):
             self._evaluate(scale, at_K3[at_K3[:, 0] == scale, 1:])
+        if len(self.at_P3) < _CHECKED_FROM:
+            return
+        (open_O,) = np.nonzero(~self.is_known_SHW.all(axis=(1, 2)))
+        new_Q2 = pixel_Q2[~self.is_known_SHW[open_O[:, None], *pixel_Q2.T].any(axis=0)]
+        n_checked = max(_LEAST_CHECKED, round(_CHECKED_SHARE * len(at_K3) / len(open_O)))
+        for scale in open_O.tolist() if len(new_Q2) else ():
+            self._evaluate(scale, new_Q2[:n_checked], is_check=True)
 
     def posterior(self, strength_SHW: np.ndarray, rng: np.random.Generator, device: torch.device) -> Posterior:
         """Return the process given the values less the mean of the first grid."""
         at_P3 = torch.as_tensor(self.at_P3, device=device)
         value_NP = self.exact_NSHW[(slice(None), *self.at_P3.T)] - self._mean_NS()[:, self.at_P3[:, 0]]
         value_PN = torch.as_tensor(value_NP.T, device=device)
-        covariance = fitted(at_P3, value_PN, torch.as_tensor(strength_SHW, device=device), rng)
+        covariance = fitted(at_P3, value_PN, torch.as_tensor(strength_SHW, device=device), self.scales_px, rng)
         return Posterior(covariance, at_P3, value_PN)
 
     def sample_NSRC(self, posterior: Posterior) -> np.ndarray:
@@ -173,7 +195,7 @@ class _Known:
     def _mean_NS(self) -> np.ndarray:
         return self.exact_NSHW[:, :, *np.ix_(*self._first)].mean(axis=(2, 3))
 
-    def _evaluate(self, scale: int, place_P2: np.ndarray) -> None:
+    def _evaluate(self, scale: int, place_P2: np.ndarray, is_check: bool = False) -> None:
         is_known_HW = self.is_known_SHW[scale]
         if is_known_HW.sum() + len(place_P2) > _WHOLE_SHARE * is_known_HW.size:
             place_P2 = np.argwhere(~is_known_HW)
@@ -188,12 +210,12 @@ class _Known:
             self.exact_NSHW = np.zeros((len(value_NP), *self.is_known_SHW.shape))
         is_known_HW[tuple(place_P2.T)] = True
         self.exact_NSHW[(slice(None), scale, *place_P2.T)] = value_NP
-        at_P3 = np.column_stack([np.full(len(place_P2), scale), place_P2])
-        self.at_P3 = np.concatenate([self.at_P3, at_P3])
-        self.round_P = np.concatenate([self.round_P, np.full(len(at_P3), self.n_rounds)])
+        n = len(place_P2)
+        check_P = np.arange(n) if is_check else np.full(n, -1)
+        added_P5 = np.column_stack([np.full(n, scale), place_P2, np.full(n, self.n_rounds), check_P])
+        self._place_P5 = np.concatenate([self._place_P5, added_P5])
         if is_known_HW.all():
-            is_open_P = self.at_P3[:, 0] != scale
-            self.at_P3, self.round_P = self.at_P3[is_open_P], self.round_P[is_open_P]
+            self._place_P5 = self._place_P5[self._place_P5[:, 0] != scale]
 
 
 class _Design:
@@ -201,11 +223,13 @@ class _Design:
 
     Attributes:
         error: expected mean square error of the sum over its variance, of the segment where it is largest.
+        judged_Q2: pixels at which that was judged.
     """
 
     def __init__(self, posterior: Posterior, known: _Known, share_NS: np.ndarray, rng: np.random.Generator) -> None:
         covariance, device = posterior.covariance, posterior.at_P3.device
         weight_NS = torch.as_tensor(share_NS, device=device) * _off(posterior, known).sqrt()
+        weight_NS = weight_NS * _off_together(posterior, known, weight_NS) ** 0.5
         n_known = len(known.at_P3)
         self._n_added = [
             min(max(n, int(share * n_known)), _MOST_PLACES - n_known)
@@ -223,6 +247,7 @@ class _Design:
         self.error, self._error_Q, weight_S = float(error_N[worst]), error_NQ[worst], weight_NS[worst]
         part_S = torch.einsum("s,qss,q->s", weight_S**2, left_QSS, self._share_Q).clamp(min=0)
         n_candidates = int(np.clip(_CANDIDATES_EACH * self._n_added[1], *_N_CANDIDATES))
+        self.judged_Q2 = judged_Q2.cpu().numpy()
         self._at_M3 = _candidates(covariance, known, n_candidates, part_S.cpu().numpy(), rng)
         at_M3 = torch.as_tensor(self._at_M3, device=device)
         told_PM = posterior.told_by(at_M3)
@@ -272,6 +297,27 @@ def _off(posterior: Posterior, known: _Known) -> Tensor:
     sum_S, n_S = np.bincount(scale_P, off_P[is_last_P], n_scales), np.bincount(scale_P, minlength=n_scales)
     off_S = torch.as_tensor((sum_S + _PRIOR_PLACES) / (n_S + _PRIOR_PLACES), device=size_N.device)
     return (1 + _CAUTION_PLACES / len(square_PN)) * size_N[:, None] * off_S
+
+
+def _off_together(posterior: Posterior, known: _Known, weight_NS: Tensor) -> float:
+    """Return the mean square error of the weighted sum over what was to be expected, but at least 1.
+
+    Both are of pixels that the last rounds checked, given all values of the rounds before them.
+    """
+    n, off = _PRIOR_CHECKS, float(_PRIOR_CHECKS)
+    is_check_P = known.check_P >= 0
+    for one in np.unique(known.round_P[is_check_P])[-_CHECKED_ROUNDS:]:
+        is_now_P = known.round_P == one
+        (row_C,), (column_L,) = np.nonzero(is_now_P & is_check_P), np.nonzero(is_now_P)
+        check_C = torch.as_tensor(known.check_P[row_C], device=weight_NS.device)
+        is_same_CC = (check_C[:, None] == check_C).to(weight_NS.dtype)
+        lower_CL, weight_NC = posterior.lower_PP[row_C][:, column_L], weight_NS[:, known.at_P3[row_C, 0]]
+        missed_NC = weight_NC * (lower_CL @ posterior.white_PN[column_L]).T
+        found_N = ((missed_NC @ is_same_CC) * missed_NC).sum(dim=1)
+        expected_N = ((weight_NC @ (is_same_CC * (lower_CL @ lower_CL.T))) * weight_NC).sum(dim=1)
+        n_checks = len(check_C.unique())
+        n, off = n + n_checks, off + n_checks * float((found_N / expected_N.clamp(min=TINY)).mean())
+    return max(1.0, off / n)
 
 
 def _strength(drop_NSRC: np.ndarray, known: _Known) -> np.ndarray:
