@@ -260,10 +260,10 @@ class Assumed:
     """Validation, checkpoints, starting: of a training."""
     exact_gain: Range = (1, 2, 2)
     """Full passes over what the exact engine computes: 2.1 for DenseNet-161 and Inception v3 on a CPU."""
-    fast_evaluations: Range = (9_498, 3_611, 956)
-    """Of the engine `fast`, on networks trained for minutes: DenseNet-161 twice, and ResNet-18 as the best."""
-    choosing_s: Range = (77, 10, 3)
-    """What `fast` takes to choose squares: on one CPU core for DenseNet-161; on a GPU, in float64, a guess."""
+    fast_evaluations: Range = (10_384, 2_463, 862)
+    """Of the engine `fast`, on networks trained for minutes: its limit, DenseNet-161, and ResNet-18 as the best."""
+    choosing_s: Range = (94, 9, 3)
+    """What `fast` takes to choose squares: on one CPU core at its limit and for DenseNet-161; on a GPU a guess."""
     efficiency: float = 0.95
     """Of 64 workers in the steady state; fanout.py had 0.96 to 0.97."""
 
