@@ -179,4 +179,4 @@ def test_the_edges_of_large_squares_tell_where_those_of_small_ones_are_rough():
         covariance = fitted(at_P3, value_PN, one_SHW, scales_px, np.random.default_rng(0))
         found_NSHW = Posterior(covariance, at_P3, value_PN).maps_NSHW()
         errors.append(float((found_NSHW[0] - torch.stack(maps)).square().mean()))
-    assert errors[0] < errors[1]
+    assert errors[0] < 0.95 * errors[1]

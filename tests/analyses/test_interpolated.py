@@ -140,38 +140,41 @@ def test_what_does_not_fit_into_memory_is_not_asked_for(monkeypatch):
 
 
 def test_pixels_that_are_checked_say_how_far_off_the_error_of_the_sum_is(monkeypatch):
-    for name, value in {"_CHECKED_FROM": 0, "_LEAST_CHECKED": 12, "_PRIOR_CHECKS": 30}.items():
+    for name, value in {"_CHECKED_FROM": 0, "_LEAST_CHECKED": 12, "_PRIOR_CHECKS": 30, "_CHECKED_ROUNDS": 2}.items():
         monkeypatch.setattr(module, name, value)
-    # As much alike as can be, after a start that says nothing of it: errors of sizes add up more than was expected.
     map_NSHW = np.stack([np.stack([blobs(width_px=2, seed=n)] * 2) for n in range(3)])
-    known = module._Known(Known(map_NSHW, (3, 5)).drop, (N_PX, N_PX), (3, 5))
-    rng, n_first = np.random.default_rng(0), len(known.at_P3)
-    pixel_Q2 = rng.integers(0, N_PX, (40, 2))
-    is_grid_Q = known.is_known_SHW[0][tuple(pixel_Q2.T)]
-    known.add(np.array([[0, 1, 1], [1, 9, 9]]), pixel_Q2)
-    assert (np.bincount(known.check_P[known.check_P >= 0]) == 2).all(), "both sizes of a pixel"
-    assert known.check_P.max() == 11
-    np.testing.assert_array_equal(known.at_P3[-12:, 1:], pixel_Q2[~is_grid_Q][:12])
+    known, rng = module._Known(Known(map_NSHW, (3, 5)).drop, (N_PX, N_PX), (3, 5)), np.random.default_rng(0)
+    for row in (1, 3, 7):
+        pixel_Q2 = rng.integers(0, N_PX, (40, 2))
+        is_new_Q = ~known.is_known_SHW[:, *pixel_Q2.T].any(axis=0)
+        known.add(np.array([[0, row, row], [1, row, 9]]), pixel_Q2)
+        np.testing.assert_array_equal(known.at_P3[-12:, 1:], pixel_Q2[is_new_Q][:12])
+        checked_P = known.check_P[known.round_P == known.n_rounds]
+        np.testing.assert_array_equal(np.bincount(checked_P[checked_P >= 0]), [2] * 12, "both sizes of each pixel")
     posterior = known.posterior(np.ones((2, N_PX, N_PX)), rng, torch.device("cpu"))
     weight_NS = torch.tensor([[1.0, 0.5], [2.0, 1.0], [0.3, 3.0]], dtype=torch.float64)
 
     covariance, value_PN = posterior.covariance, posterior.lower_PP @ posterior.white_PN
-    before = Posterior(covariance, posterior.at_P3[:n_first], value_PN[:n_first])
     ratios = []
-    for weight_S, value_P, mean in zip(weight_NS, value_PN.T, range(3), strict=True):
-        found = expected = 0.0
+    for n_round in (2, 3):  # the last of three
+        n_before = np.count_nonzero(known.round_P < n_round)
+        before = Posterior(covariance, posterior.at_P3[:n_before], value_PN[:n_before])
+        found_N, expected_N = np.zeros(3), np.zeros(3)
         for check in range(12):
-            index = np.flatnonzero(known.check_P == check)
+            index = np.flatnonzero((known.round_P == n_round) & (known.check_P == check))
             at_S3 = posterior.at_P3[index]
             told_PS = before.told_by(at_S3)
             left_SS = covariance.between(at_S3, at_S3) - told_PS.T @ told_PS
-            found += float(weight_S @ (value_P[index] - before.mean_at(at_S3)[mean])) ** 2
-            expected += float(weight_S @ left_SS @ weight_S)
-        ratios.append(found / expected)
-    wanted = (30 + 12 * np.mean(ratios)) / 42
+            missed_NS = value_PN[index].T - before.mean_at(at_S3)
+            found_N += (weight_NS * missed_NS).sum(dim=1).square().numpy()
+            expected_N += torch.einsum("ns,st,nt->n", weight_NS, left_SS, weight_NS).numpy()
+        ratios.append((found_N / expected_N).mean())
+    wanted = (30 + 12 * sum(ratios)) / 54
     assert module._off_together(posterior, known, weight_NS) == pytest.approx(max(1, wanted), rel=1e-3)
-    posterior.white_PN.mul_(3)
-    assert module._off_together(posterior, known, weight_NS) == pytest.approx((30 + 108 * np.mean(ratios)) / 42, 1e-3)
+    posterior.white_PN.mul_(3)  # values that are further off than the covariance says
+    wanted = (30 + 9 * 12 * sum(ratios)) / 54
+    assert wanted > 1.5
+    assert module._off_together(posterior, known, weight_NS) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_a_score_that_is_no_number_is_refused_with_the_place():
