@@ -159,6 +159,13 @@ def test_sizes_are_alike_where_their_edges_are():
     torch.testing.assert_close(across_JL[:, 4], (own_JL[:, 0] + own_JL[:, 8]) / 2)
 
 
+def test_pixels_known_at_both_sizes_decide_first_how_alike_these_are(monkeypatch):
+    monkeypatch.setattr(gaussian, "_N_PAIRED", 3)
+    at_P3 = np.array([[0, 1, 1], [0, 2, 5], [0, 7, 7], [0, 5, 2], [1, 9, 9], [1, 7, 7], [1, 5, 2], [1, 5, 3]])
+    found = gaussian._paired(at_P3, np.array([0, 1, 3, 2]), np.array([4, 7, 5, 6]))
+    assert found.tolist() == [3, 2, 0, 5, 6, 4]
+
+
 def test_the_edges_of_large_squares_tell_where_those_of_small_ones_are_rough():
     # What a network adds up of the pixels of a square: 5 px and 13 px, whose edges are 4 px apart.
     rng, n_px = np.random.default_rng(8), 56

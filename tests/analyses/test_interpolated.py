@@ -1,5 +1,7 @@
 """eegvision.analyses.interpolated: what few exact values make of maps whose every pixel is known."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,21 @@ def test_the_fidelity_that_is_asked_for_is_reached_by_few_places(fidelity, width
     found_NSHW, r_N = known.found(fidelity)
     assert (r_N >= fidelity - 0.002).all()
     assert len(known.asked) < 0.5 * found_NSHW[0].size
+
+
+def test_two_rounds_in_a_row_find_that_it_is_enough(monkeypatch):
+    errors: list[float] = []
+
+    class Design(module._Design):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            errors.append(self.error)
+
+    monkeypatch.setattr(module, "_Design", Design)
+    Known(np.stack([[blobs(width_px=5), 0.3 * blobs(width_px=4, seed=9)]]), (3, 9)).found(0.98)
+    is_enough = [error <= 1 - 0.98**2 for error in errors]
+    assert is_enough[-2:] == [True, True]
+    assert [True, True] not in [is_enough[k : k + 2] for k in range(len(is_enough) - 2)]
 
 
 def test_places_are_where_the_map_is_rough():
